@@ -1,0 +1,119 @@
+"""Block-wise quantization to 8 bits, and what the 4-bit operators and the 8-bit optimizers share with it.
+
+A flattened tensor is cut into blocks of `blocksize` elements, the last one may be short. A block is stored as its
+largest magnitude `absmax` (fp32) and, per element, the index of the code value nearest to `element / absmax` (8-bit
+optimizers, arXiv:2110.02861).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+# Elements worked on at a time: bounds the memory for intermediate results, and on a CPU they stay in cache.
+CHUNK = 1 << 20
+
+Normalize = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def quantize_blockwise(
+    A: torch.Tensor, code: torch.Tensor, blocksize: int, out: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (uint8, the shape of A) and absmax (fp32, one per block).
+
+    A block with NaN or Inf gets absmax NaN and the code of 0 throughout, and so decodes to NaN.
+    """
+    codes, absmax = encode(A.reshape(-1), decision_table(code), blocksize)
+    if out is not None:
+        out[0].copy_(codes.view(A.shape))
+        out[1].copy_(absmax)
+    return codes.view(A.shape), absmax
+
+
+def dequantize_blockwise(
+    A: torch.Tensor,
+    absmax: torch.Tensor,
+    code: torch.Tensor,
+    blocksize: int,
+    dtype: torch.dtype,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`code[A] * absmax` of each block in fp32, rounded once to `dtype`. A code past the end of the table gives NaN."""
+    codes = A.reshape(-1)
+    table = F.pad(code, (0, 256 - code.numel()), value=float("nan"))
+    values = torch.empty(codes.shape, dtype=dtype, device=A.device)
+    for elements, blocks in block_slices(codes.numel(), blocksize):
+        found = table.index_select(0, codes[elements].to(torch.int32))
+        values[elements] = scale_blocks(found, absmax.reshape(-1)[blocks], blocksize)
+    values = values.view(A.shape)
+    return values if out is None else out.copy_(values)
+
+
+class DecisionTable(NamedTuple):
+    """Boundaries between the values of a code in ascending order, and the codes (uint8) of the values in that order."""
+
+    boundaries: torch.Tensor
+    codes: torch.Tensor
+
+    def nearest(self, t: torch.Tensor) -> torch.Tensor:
+        """The code of the value nearest to each number; a number on a boundary belongs to the value below it."""
+        position = torch.bucketize(t, self.boundaries, out_int32=True)
+        return self.codes.index_select(0, position.view(-1))
+
+
+def decision_table(code: torch.Tensor, merge_equals: bool = True) -> DecisionTable:
+    """Boundaries are midpoints of neighbours, rounded to fp32.
+
+    Equal values are served by the one with the lowest index. Not merged, they are neighbours like others: the lowest
+    index has the numbers up to the value, the highest those above.
+    """
+    values, order = torch.sort(code, stable=True)
+    if merge_equals:
+        order = order.index_select(0, torch.searchsorted(values, values))
+    return DecisionTable((values[:-1] + values[1:]) / 2, order.to(torch.uint8))
+
+
+def encode(
+    values: torch.Tensor, table: DecisionTable, blocksize: int, normalize: Normalize = torch.div
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (uint8) and absmax (fp32) of a flat tensor; `normalize` divides its blocks by their absmax."""
+    count = values.numel()
+    codes = torch.empty(count, dtype=torch.uint8, device=values.device)
+    absmax = torch.empty(-(-count // blocksize), dtype=torch.float32, device=values.device)
+    for elements, blocks in block_slices(count, blocksize):
+        part = values[elements].float()
+        x = as_blocks(part, blocksize)
+        absmax[blocks] = finite_or_nan(x.abs().amax(dim=1))
+        scale = absmax[blocks, None]
+        # Blocks of zeros, and those with NaN or Inf, get the code of 0 throughout.
+        t = torch.where(scale > 0, normalize(x, scale), 0.0)
+        codes[elements] = table.nearest(t)[: part.numel()]
+    return codes, absmax
+
+
+def finite_or_nan(absmax: torch.Tensor) -> torch.Tensor:
+    """`absmax` with NaN in place of Inf."""
+    return torch.where(torch.isfinite(absmax), absmax, float("nan"))
+
+
+def block_slices(count: int, blocksize: int) -> Iterator[tuple[slice, slice]]:
+    """Elements and blocks of `count` elements, in runs of whole blocks of about `CHUNK` elements."""
+    per_run = max(1, CHUNK // blocksize)
+    for block in range(0, -(-count // blocksize), per_run):
+        start = block * blocksize
+        yield slice(start, min(count, start + per_run * blocksize)), slice(block, block + per_run)
+
+
+def as_blocks(x: torch.Tensor, blocksize: int) -> torch.Tensor:
+    """A flat, non-empty tensor as [blocks, blocksize], zeros after the last element."""
+    blocksize = min(blocksize, x.numel())
+    short = -x.numel() % blocksize
+    return (F.pad(x, (0, short)) if short else x).view(-1, blocksize)
+
+
+def scale_blocks(x: torch.Tensor, absmax: torch.Tensor, blocksize: int) -> torch.Tensor:
+    """Each element of a flat, non-empty tensor times its block's scale."""
+    return (as_blocks(x, blocksize) * absmax[:, None]).view(-1)[: x.numel()]

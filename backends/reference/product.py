@@ -1,0 +1,46 @@
+"""The fp32 matrix product behind every operator that multiplies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def fp32_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a @ b.T` in full fp32, whatever the process allows for fp32 products; a [M, K] and b [N, K] in fp32."""
+    result = torch.empty(a.shape[0], b.shape[0], dtype=torch.float32, device=a.device)
+    with full_fp32():
+        # A product that is told where to write is left alone by autocast, and needs operands without a gradient.
+        torch.mm(a.detach(), b.detach().t(), out=result)
+    return result
+
+
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """Within it no backend computes fp32 products in TF32 or bf16. Changes nothing where none would."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9: one setting for all backends
+        before = torch.get_float32_matmul_precision()
+        if before == "highest":
+            yield
+            return
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    # Later each backend has its own, which reads as the general one where it was not set; the old setting cannot even
+    # be read once they disagree.
+    backends: Any = torch.backends
+    settings = ((s, s.fp32_precision) for s in (backends.cuda.matmul, backends.mkldnn.matmul))
+    reduced = [(setting, before) for setting, before in settings if before not in ("none", "ieee")]
+    for setting, _ in reduced:
+        setting.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for setting, before in reduced:
+            setting.fp32_precision = "none" if before == backends.fp32_precision else before

@@ -1,0 +1,61 @@
+"""What every operator of bnb_core is: schemas, checks, fakes, cases, the kernel table and how a kernel is chosen.
+
+Start reading at `op.py` (what an operator consists of), then `ops/` (the operators), `kernels.py` (a row of the
+kernel table) and `dispatch.py` (how a call finds its kernel).
+"""
+
+if __name__ != "bnb_core.ops_registry":
+    raise ImportError(
+        f"the package {__name__!r} is part of bnb_core and has one name only: write `import bnb_core.ops_registry`"
+    )
+
+from .cases import BadCase, Case
+from .discovery import API_VERSION, BackendRecord, BackendUnavailable, backends, discover
+from .dispatch import (
+    FallbackError,
+    FallbackWarning,
+    define_all,
+    devices,
+    explain,
+    fallback,
+    force,
+    kernel_counts,
+    register_kernels,
+    reset_kernel_counts,
+    unregister_kernel,
+)
+from .kernels import Kernel, kernels_for
+from .op import OPS, Op
+from .ops import OPTIMIZER_STATES, QUANT_TYPES
+from .tolerance import EXACT, Tolerance, differences
+
+define_all()
+
+__all__ = [
+    "API_VERSION",
+    "BackendRecord",
+    "BackendUnavailable",
+    "BadCase",
+    "Case",
+    "EXACT",
+    "FallbackError",
+    "FallbackWarning",
+    "Kernel",
+    "OPS",
+    "OPTIMIZER_STATES",
+    "Op",
+    "QUANT_TYPES",
+    "Tolerance",
+    "backends",
+    "devices",
+    "differences",
+    "discover",
+    "explain",
+    "fallback",
+    "force",
+    "kernel_counts",
+    "kernels_for",
+    "register_kernels",
+    "reset_kernel_counts",
+    "unregister_kernel",
+]

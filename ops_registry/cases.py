@@ -1,0 +1,124 @@
+"""Inputs for every operator: valid ones, and bad ones with the error they must raise.
+
+A `Maker` builds them on a device from a fixed seed; the operators' generators in `ops/` say which. The tests,
+`opcheck`, the conformance run and the op table of the docs all come from here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from .checks import ceil_div, product
+
+if TYPE_CHECKING:
+    from .op import Op
+
+__all__ = ["FLOATS", "BadCase", "Case", "Maker", "bad_cases", "cases", "fresh"]
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+Level = Literal["quick", "full"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Valid arguments of an operator, positionally."""
+
+    name: str
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class BadCase:
+    """Arguments that the operator's check refuses; `error` is found in the message."""
+
+    name: str
+    args: tuple[Any, ...]
+    error: str
+
+
+class Maker:
+    """Builds tensors on one device, the same ones in every run."""
+
+    def __init__(self, device: torch.device | str, level: Level, seed: int) -> None:
+        self.device = torch.device(device)
+        self.level = level
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def full(self) -> bool:
+        """True where the long lists of sizes are wanted."""
+        return self.level == "full"
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> torch.Tensor:
+        """Standard normal values times `scale`."""
+        return (torch.randn(shape, generator=self._generator) * scale).to(dtype).to(self.device)
+
+    def positive(self, *shape: int) -> torch.Tensor:
+        """fp32 values in [0.1, 1.1), as scales are."""
+        return (torch.rand(shape, generator=self._generator) + 0.1).to(self.device)
+
+    def integers(self, *shape: int, low: int, high: int, dtype: torch.dtype) -> torch.Tensor:
+        """Integers of [low, high)."""
+        return torch.randint(low, high, shape, generator=self._generator).to(dtype).to(self.device)
+
+    def bytes(self, *shape: int) -> torch.Tensor:
+        return self.integers(*shape, low=0, high=256, dtype=torch.uint8)
+
+    def int8(self, *shape: int) -> torch.Tensor:
+        """The codes that row-wise quantization makes: -127 to 127."""
+        return self.integers(*shape, low=-127, high=128, dtype=torch.int8)
+
+    def packed(self, shape: Sequence[int], storage: torch.dtype = torch.uint8) -> torch.Tensor:
+        """Random 4-bit codes of a tensor of that shape, two to a byte, viewed as `storage`."""
+        count = ceil_div(ceil_div(product(shape), 2), storage.itemsize) * storage.itemsize
+        return self.bytes(count, 1).view(-1).view(storage).view(-1, 1)
+
+    def absmax(self, elements: int, blocksize: int) -> torch.Tensor:
+        return self.positive(ceil_div(elements, blocksize))
+
+    def tensor(self, values: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.device)
+
+    def with_zero_block(self, tensor: torch.Tensor, blocksize: int) -> torch.Tensor:
+        """The same with its second block all zero."""
+        result = tensor.clone()
+        result.view(-1)[blocksize : 2 * blocksize] = 0
+        return result
+
+    def strided(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same values in a tensor that is not contiguous: every other column of a wider one."""
+        wide = torch.stack([tensor, torch.zeros_like(tensor)], dim=-1)
+        return wide[..., 0]
+
+
+def _maker(op: Op, device: torch.device | str, level: Level) -> Maker:
+    return Maker(device, level, seed=zlib.crc32(op.name.encode()))
+
+
+def cases(op: Op, device: torch.device | str, level: Level = "quick") -> Iterator[Case]:
+    """The valid inputs of an operator on a device."""
+    return op.cases(_maker(op, device, level))
+
+
+def bad_cases(op: Op, device: torch.device | str) -> Iterator[BadCase]:
+    """The inputs that an operator must refuse, and how."""
+    return op.bad_cases(_maker(op, device, "quick"))
+
+
+def fresh(args: Sequence[Any]) -> tuple[Any, ...]:
+    """A copy of arguments with tensors of their own memory and the same strides."""
+    return tuple(_copy(value) for value in args)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        return copy.copy_(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copy(item) for item in value)
+    return value

@@ -1,0 +1,146 @@
+"""The kernel table: which functions can compute an operator on a device, in which order, within which limits.
+
+A row is a `Kernel`. A backend lists its rows in a tuple `KERNELS`; discovery adds them here. Rows of a (op, device)
+stand best first: by `priority`, then in the order they were added; rows for any device (the reference) come last.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from .op import OPS
+from .tolerance import Tolerance
+
+__all__ = ["ANY_DEVICE", "Kernel", "add_row", "kernels_for", "remove_row", "rows"]
+
+ANY_DEVICE = "any"
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One row of the kernel table.
+
+    op: name of the operator.
+    device: device type (`cpu`, `cuda`, …), or `any`.
+    name: what people force and read, as `cpu/avx2`: backend, slash, variant.
+    fn: the function, or `"module:function"`, imported at its first call; a module that begins with a dot is relative to
+        the backend. Its parameters are those of the op's schema, by name, order and default; for an op with an `.out`
+        form there is one more, `out=None`: the tensor (or tuple of tensors) to write to.
+    limits: what a table can say: `{"A.dtype": {torch.float32}, "blocksize": {64, 128}}`. A key is an argument or one
+        attribute of it (of the first tensor, for a list of tensors); None and empty lists pass.
+    why_not: what a table cannot say: called with the op's arguments, returns None or the sentence of refusal.
+    tolerance: accepted distance to the reference, where it is tighter than the op's own.
+    priority: rows of higher priority are tried first.
+    """
+
+    op: str
+    device: str
+    name: str
+    fn: Callable[..., Any] | str
+    limits: Mapping[str, Collection[Any]] = field(default_factory=dict)
+    why_not: Callable[..., str | None] | str | None = None
+    tolerance: Tolerance | None = None
+    priority: int = 0
+    backend: str = ""
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        """The kernel function itself; imports it where the row names it."""
+        return self._resolve(self.fn)
+
+    @cached_property
+    def refusal(self) -> Callable[..., str | None] | None:
+        """`why_not` itself; imports it where the row names it."""
+        return None if self.why_not is None else self._resolve(self.why_not)
+
+    @property
+    def is_reference(self) -> bool:
+        return self.device == ANY_DEVICE
+
+    @property
+    def origin(self) -> str:
+        """Where the function stands, for messages."""
+        if isinstance(self.fn, str):
+            return f"{self.backend}{self.fn}" if self.fn.startswith(".") else self.fn
+        return f"{self.fn.__module__}:{self.fn.__qualname__}"
+
+    def _resolve(self, target: Callable[..., Any] | str) -> Callable[..., Any]:
+        if callable(target):
+            return target
+        module, _, attribute = target.partition(":")
+        return getattr(importlib.import_module(module, self.backend or None), attribute)
+
+    def outside_limits(self, args: tuple[Any, ...]) -> str | None:
+        """Why the declared limits exclude these arguments, as a sentence with both values; None where they do not."""
+        for key, allowed in self.limits.items():
+            value = limited_value(OPS[self.op].position(key), args)
+            if value is not None and value not in allowed:
+                return (
+                    f"{key} is {show(value)}, this kernel takes {', '.join(sorted(map(show, allowed), key=_natural))}"
+                )
+        return None
+
+
+def limited_value(position: tuple[int, str | None], args: tuple[Any, ...]) -> Any:
+    """The value that a limit speaks of: argument number `position[0]`, or its attribute `position[1]`."""
+    index, attribute = position
+    value = args[index]
+    if isinstance(value, (list, tuple)) and attribute is not None:
+        value = value[0] if value else None
+    return value if value is None or attribute is None else getattr(value, attribute)
+
+
+def show(value: Any) -> str:
+    """A value as messages write it: dtypes without `torch.`."""
+    return str(value).removeprefix("torch.")
+
+
+def _natural(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.isdigit() else (0, text)
+
+
+_rows: dict[str, list[Kernel]] = {}
+
+
+def rows(op: str | None = None) -> tuple[Kernel, ...]:
+    """All rows of one operator, or of all."""
+    return tuple(k for name, found in _rows.items() for k in found if op in (None, name))
+
+
+def kernels_for(op: str, device: str) -> tuple[Kernel, ...]:
+    """The rows that can serve `op` on a device type, best first, the reference last."""
+    found = [k for k in _rows.get(op, ()) if k.device in (device, ANY_DEVICE)]
+    return tuple(sorted(found, key=lambda k: (k.is_reference, -k.priority)))
+
+
+def add_row(kernel: Kernel) -> None:
+    """Adds a row.
+
+    Raises ValueError for an unknown operator, an unknown argument in `limits`, a tolerance looser than the
+    operator's, or a second row of the same (op, device, name), naming both origins.
+    """
+    if kernel.op not in OPS:
+        raise ValueError(f"kernel {kernel.name} is for an operator {kernel.op!r} that does not exist")
+    op = OPS[kernel.op]
+    for key in kernel.limits:
+        op.position(key)
+    if kernel.tolerance is not None and not kernel.tolerance.within(op.tolerance):
+        raise ValueError(
+            f"kernel {kernel.name} declares {kernel.tolerance} for {op.name}, looser than the operator's {op.tolerance}"
+        )
+    for other in _rows.setdefault(op.name, []):
+        if (other.device, other.name) == (kernel.device, kernel.name):
+            raise ValueError(
+                f"kernel {kernel.name} of {op.name} on {kernel.device} is registered twice: "
+                f"by {other.origin} and by {kernel.origin}"
+            )
+    _rows[op.name].append(kernel)
+
+
+def remove_row(kernel: Kernel) -> None:
+    """Takes a row out again."""
+    _rows[kernel.op].remove(kernel)

@@ -1,0 +1,70 @@
+"""How far a kernel may be from the reference, and the comparison that the tests and the conformance run share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+__all__ = ["EXACT", "Tolerance", "differences"]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest accepted distance to the reference.
+
+    relative: per floating-point dtype, `max|a - b| / max|b|` over a tensor; a dtype that is absent must agree in every
+    bit.
+    codes: share of the elements of a uint8 state tensor that may lie one code apart; other integers must always be
+    equal.
+    """
+
+    relative: Mapping[torch.dtype, float] = field(default_factory=dict)
+    codes: float = 0.0
+
+    def within(self, ceiling: Tolerance) -> bool:
+        """True where nothing that this tolerance accepts is refused by `ceiling`."""
+        return self.codes <= ceiling.codes and all(
+            bound <= ceiling.relative.get(dtype, 0.0) for dtype, bound in self.relative.items()
+        )
+
+
+EXACT = Tolerance()
+
+
+def differences(got: object, want: object, tolerance: Tolerance, name: str = "result") -> list[str]:
+    """One sentence per place where `got` (tensors, None, or sequences of them) is not `want` within `tolerance`."""
+    if isinstance(want, Sequence) and isinstance(got, Sequence):
+        if len(got) != len(want):
+            return [f"{name}: {len(got)} values, expected {len(want)}"]
+        pairs = enumerate(zip(got, want, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, tolerance, f"{name}[{i}]")]
+    if not isinstance(want, torch.Tensor) or not isinstance(got, torch.Tensor):
+        return [] if got is None and want is None else [f"{name}: {type(got).__name__}, expected {type(want).__name__}"]
+    if (got.dtype, got.shape) != (want.dtype, want.shape):
+        return [f"{name}: {got.dtype} {tuple(got.shape)}, expected {want.dtype} {tuple(want.shape)}"]
+    return _tensor_differences(got.detach().cpu(), want.detach().cpu(), tolerance, name)
+
+
+def _tensor_differences(got: torch.Tensor, want: torch.Tensor, tolerance: Tolerance, name: str) -> list[str]:
+    if not want.is_floating_point():
+        apart = (got.to(torch.int64) - want.to(torch.int64)).abs()
+        allowed = int(tolerance.codes * want.numel()) if want.dtype == torch.uint8 else 0
+        count = int((apart > 0).sum())
+        if count > allowed or (count and int(apart.max()) > 1):
+            return [
+                f"{name}: {count} of {want.numel()} integers differ by up to {int(apart.max())}, {allowed} may by 1"
+            ]
+        return []
+    bound = tolerance.relative.get(want.dtype, 0.0)
+    a, b = got.double(), want.double()
+    if not torch.equal(a.isnan(), b.isnan()):
+        return [f"{name}: NaN stands in {int((a.isnan() != b.isnan()).sum())} elements of one and not of the other"]
+    # Infinities of equal sign agree; NaN agrees with NaN.
+    error = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(0.0, posinf=torch.inf)
+    scale = b.abs().nan_to_num(0.0, posinf=0.0)
+    worst, largest = (float(t.max()) if t.numel() else 0.0 for t in (error, scale))
+    if worst > bound * largest:
+        return [f"{name}: largest difference {worst:.3g} at magnitude {largest:.3g}, allowed {bound:g} relative"]
+    return []

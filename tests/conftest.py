@@ -1,0 +1,38 @@
+"""What every test shares: the device under test and how thorough to be.
+
+BNB_CORE_TEST_DEVICE: the device (default cpu). BNB_CORE_TEST_LEVEL: `quick` (default) or `full`, all cases of
+everything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import bnb_core
+from bnb_core import ops_registry
+
+DEVICE = torch.device(os.environ.get("BNB_CORE_TEST_DEVICE", "cpu"))
+LEVEL = os.environ.get("BNB_CORE_TEST_LEVEL", "quick")
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The device that the suite runs on."""
+    return DEVICE
+
+
+@pytest.fixture(autouse=True)
+def kernel_table_unchanged() -> Iterator[None]:
+    """No test leaves rows behind in the kernel table."""
+    before = ops_registry.kernels.rows()
+    yield
+    assert ops_registry.kernels.rows() == before
+
+
+def pytest_report_header() -> list[str]:
+    rows = [f"{record.name} {record.status}" for record in ops_registry.backends()]
+    return [f"bnb_core {bnb_core.__version__} on {DEVICE}, level {LEVEL}; backends: {', '.join(rows)}"]

@@ -1,0 +1,298 @@
+"""How a call finds its kernel: order, limits, refusals, forcing, fallback, counters, explaining."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch._C import DispatchKey
+
+import bnb_core
+from bnb_core import ops_registry
+from bnb_core.ops_registry import Kernel, Tolerance
+
+OP = "int8_vectorwise_dequant"
+A = torch.ones(2, 4, dtype=torch.int8)
+STATS = torch.ones(2)
+
+
+def call(a: torch.Tensor = A, stats: torch.Tensor = STATS) -> float:
+    """First value of the result: says which toy kernel ran."""
+    return float(torch.ops.bnb_core.int8_vectorwise_dequant(a, stats).reshape(-1)[0])
+
+
+def returning(value: float) -> Callable[..., torch.Tensor]:
+    def kernel(A: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
+        return torch.full(A.shape, value)
+
+    return kernel
+
+
+def toy(name: str, value: float, device: str = "cpu", op: str = OP, **fields: Any) -> Kernel:
+    return Kernel(op=op, device=device, name=name, fn=returning(value), **fields)
+
+
+@contextmanager
+def registered(*kernels: Kernel) -> Iterator[None]:
+    ops_registry.register_kernels(kernels)
+    try:
+        yield
+    finally:
+        for kernel in kernels:
+            ops_registry.unregister_kernel(kernel)
+
+
+def test_first_row_wins_and_the_reference_is_last() -> None:
+    reference = call()
+    with registered(toy("toy/a", 1), toy("toy/b", 2)):
+        assert call() == 1
+        assert [k.name for k in ops_registry.kernels_for(OP, "cpu")] == ["toy/a", "toy/b", "reference"]
+    assert call() == reference
+
+
+def test_priority_comes_before_order() -> None:
+    with registered(toy("toy/a", 1), toy("toy/b", 2, priority=1)):
+        assert call() == 2
+
+
+def test_limits_on_dtype_and_value() -> None:
+    with registered(toy("toy/a", 1, limits={"A.ndim": {3}}), toy("toy/b", 2, limits={"A.ndim": {2}})):
+        assert call() == 2
+        assert call(torch.ones(1, 2, 4, dtype=torch.int8)) == 1
+        assert call(torch.ones(4, dtype=torch.int8), torch.ones(1)) not in (1, 2)
+
+
+def test_why_not_is_asked_at_every_call() -> None:
+    def why_not(A: torch.Tensor, stats: torch.Tensor) -> str | None:
+        return None if A.shape[-1] % 4 == 0 else f"needs K a multiple of 4, got {A.shape[-1]}"
+
+    with registered(toy("toy/a", 1, why_not=why_not), toy("toy/b", 2)):
+        assert call() == 1
+        assert call(torch.ones(2, 5, dtype=torch.int8)) == 2
+        assert call() == 1
+
+
+def test_a_limit_on_a_list_speaks_of_its_first_tensor() -> None:
+    args = next(iter(ops_registry.cases.cases(ops_registry.OPS["optimizer_step_32bit"], "cpu"))).args
+    kernel = Kernel(op="optimizer_step_32bit", device="cpu", name="toy/a", fn=print, limits={"params.dtype": {"none"}})
+    assert kernel.outside_limits(args) == "params.dtype is float32, this kernel takes none"
+    assert kernel.outside_limits((args[0], [], [], *args[3:])) is None
+
+
+def test_duplicate_row_names_both_origins_and_registers_nothing() -> None:
+    with registered(toy("toy/a", 1)):
+        with pytest.raises(
+            ValueError, match=r"toy/a of int8_vectorwise_dequant on cpu is registered twice: by .*kernel and by"
+        ):
+            ops_registry.register_kernels([toy("toy/new", 3), toy("toy/a", 2)])
+        assert call() == 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "error"),
+    [
+        (toy("toy/a", 1, op="quantise"), "an operator 'quantise' that does not exist"),
+        (toy("toy/a", 1, limits={"B.dtype": {torch.int8}}), "has no argument 'B'; it has A, stats"),
+        (toy("toy/a", 1, tolerance=Tolerance({torch.float32: 0.1})), "looser than the operator's"),
+        (toy("toy/a", 1, tolerance=Tolerance(codes=0.5)), "looser than the operator's"),
+    ],
+    ids=["unknown op", "unknown argument", "loose relative", "loose codes"],
+)
+def test_bad_row_is_refused(kernel: Kernel, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        ops_registry.register_kernels([kernel])
+
+
+def test_unknown_device_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="abacus"):
+        ops_registry.register_kernels([toy("toy/a", 1, device="abacus")])
+
+
+def test_function_is_imported_at_the_first_call() -> None:
+    kernel = Kernel(op=OP, device="cpu", name="toy/lazy", fn="wave:no_such_function")
+    sys.modules.pop("wave", None)
+    with registered(kernel):
+        assert "wave" not in sys.modules
+        with pytest.raises(AttributeError, match="no_such_function"):
+            call()
+        assert "wave" in sys.modules
+
+
+# -- force ---------------------------------------------------------------------------------------------------------
+
+
+def test_force_selects_and_ends() -> None:
+    reference = call()
+    with registered(toy("toy/a", 1), toy("toy/b", 2)):
+        with bnb_core.force("toy/b"):
+            assert call() == 2
+            with bnb_core.force("reference"):
+                assert call() == reference
+            assert call() == 2
+        assert call() == 1
+
+
+def test_force_leaves_operators_without_that_kernel_alone() -> None:
+    with registered(toy("toy/a", 1)), bnb_core.force("toy/a"):
+        got = torch.ops.bnb_core.int8_mm(A, A)
+    assert got.tolist() == [[4, 4], [4, 4]]
+
+
+def test_forcing_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no kernel is named cpu/avx1024; known are .*reference"):
+        bnb_core.force("cpu/avx1024")
+
+
+@pytest.mark.parametrize("kind", ["limits", "why_not"])
+def test_forced_kernel_that_refuses_raises_its_reason(kind: str) -> None:
+    why: dict[str, Any] = (
+        {"limits": {"A.ndim": {3}}} if kind == "limits" else {"why_not": lambda A, stats: "moon phase"}
+    )
+    reason = "A.ndim is 2, this kernel takes 3" if kind == "limits" else "moon phase"
+    error = pytest.raises(RuntimeError, match=f"bnb_core::{OP}: the forced kernel toy/a refuses: {reason}")
+    with registered(toy("toy/a", 1, **why)), bnb_core.force("toy/a"), error:
+        call()
+
+
+def test_compiled_program_obeys_force() -> None:
+    compiled = torch.compile(torch.ops.bnb_core.int8_vectorwise_dequant, fullgraph=True, backend="aot_eager")
+    reference = float(compiled(A, STATS)[0, 0])
+    with registered(toy("toy/a", 1)):
+        assert float(compiled(A, STATS)[0, 0]) == 1
+        with bnb_core.force("reference"):
+            assert float(compiled(A, STATS)[0, 0]) == reference
+
+
+@pytest.mark.parametrize("enter", [lambda: bnb_core.force("reference"), lambda: bnb_core.fallback("allow")])
+def test_entering_inside_a_compiled_region_is_an_error(enter: Callable[[], Any]) -> None:
+    def inside(x: torch.Tensor) -> torch.Tensor:
+        with enter():
+            return torch.ops.bnb_core.int8_vectorwise_dequant(x, STATS)
+
+    with pytest.raises(Exception, match="cannot be entered inside a compiled region"):
+        torch.compile(inside, fullgraph=True, backend="eager")(A)
+
+
+def in_new_process(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_force_from_the_environment() -> None:
+    program = """if True:
+        import torch, bnb_core
+        codes = torch.zeros(4, dtype=torch.uint8)
+        torch.ops.bnb_core.dequantize_blockwise(codes, torch.ones(1), torch.ones(2), 64, torch.float32)
+        print(bnb_core.ops_registry.kernel_counts())"""
+    done = in_new_process(program, BNB_CORE_FORCE="reference")
+    assert done.stdout.strip() == "{('dequantize_blockwise', 'cpu', 'reference'): 1}", done.stderr
+
+
+def test_unknown_name_in_the_environment_is_an_error() -> None:
+    done = in_new_process("import bnb_core", BNB_CORE_FORCE="cpu/avx1024")
+    assert done.returncode and "no kernel is named cpu/avx1024; known are" in done.stderr
+
+
+def test_unknown_policy_in_the_environment_is_an_error() -> None:
+    done = in_new_process("import bnb_core", BNB_CORE_FALLBACK="maybe")
+    assert done.returncode and "BNB_CORE_FALLBACK is 'maybe', expected one of error, warn, allow" in done.stderr
+
+
+# -- fallback, on an accelerator's dispatch key with host memory
+# ----------------------------------------------------------
+
+
+def call_as_xpu() -> torch.Tensor:
+    return torch.ops.bnb_core.int8_vectorwise_dequant.default._op_dk(DispatchKey.XPU, A, STATS)
+
+
+@pytest.fixture
+def refusing_xpu_kernel() -> Iterator[None]:
+    ops_registry.dispatch._State.warned.clear()
+    with registered(toy("toy/xpu", 1, device="xpu", limits={"A.ndim": {3}})):
+        yield
+
+
+@pytest.mark.usefixtures("refusing_xpu_kernel")
+def test_fallback_warns_once_with_the_reason() -> None:
+    with pytest.warns(ops_registry.FallbackWarning, match=r"on xpu runs on the slow reference: toy/xpu: A\.ndim is 2"):
+        call_as_xpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call_as_xpu()
+
+
+@pytest.mark.usefixtures("refusing_xpu_kernel")
+def test_fallback_policy_error_and_allow() -> None:
+    with bnb_core.fallback("error"), pytest.raises(ops_registry.FallbackError, match=r"toy/xpu: A\.ndim is 2"):
+        call_as_xpu()
+    with bnb_core.fallback("allow"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call_as_xpu()
+
+
+@pytest.mark.usefixtures("refusing_xpu_kernel")
+def test_forced_reference_is_no_fallback() -> None:
+    with bnb_core.fallback("error"), bnb_core.force("reference"):
+        call_as_xpu()
+
+
+def test_device_without_any_kernel_says_so() -> None:
+    plan = ops_registry.dispatch._Plan(ops_registry.OPS[OP], "npu")
+    with pytest.warns(ops_registry.FallbackWarning, match="no kernel is registered for device npu"):
+        assert plan.kernel((A, STATS)).is_reference
+
+
+def test_unknown_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="policy is 'never', expected one of error, warn, allow"):
+        bnb_core.fallback("never")
+
+
+# -- counting and explaining
+# --------------------------------------------------------------------------------------------
+
+
+def test_counts() -> None:
+    with registered(toy("toy/a", 1)):
+        ops_registry.reset_kernel_counts()
+        call(), call()
+        with bnb_core.force("reference"):
+            call()
+        assert ops_registry.kernel_counts() == {(OP, "cpu", "toy/a"): 2, (OP, "cpu", "reference"): 1}
+
+
+def test_explain_a_call(capsys: pytest.CaptureFixture[str]) -> None:
+    with registered(toy("toy/a", 1, limits={"A.ndim": {3, 4}}), toy("toy/b", 2, why_not=lambda A, stats: None)):
+        bnb_core.explain(OP, A, STATS)
+        first, *rows = capsys.readouterr().out.splitlines()
+        assert first == f"bnb_core::{OP} on cpu: A int8[2, 4], stats float32[2]"
+        assert [" ".join(row.split()) for row in rows] == [
+            "toy/a A.ndim is 2, this kernel takes 3, 4",
+            "-> toy/b runs",
+            "reference toy/b comes first",
+        ]
+        with bnb_core.force("reference"):
+            bnb_core.explain(OP, A, STATS)
+        assert "toy/b            reference is forced" in capsys.readouterr().out
+
+
+def test_explain_without_arguments_shows_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    with registered(toy("toy/a", 1, limits={"A.dtype": (torch.int8,)})):
+        bnb_core.explain(OP)
+    out = capsys.readouterr().out
+    assert "on cpu, best first" in out and "A.dtype: int8" in out and "on any other device" in out
+
+
+def test_explain_checks_its_arguments() -> None:
+    with pytest.raises(ValueError, match="there is no operator 'gemm'; there are quantize_blockwise"):
+        bnb_core.explain("gemm")
+    with pytest.raises(RuntimeError, match="stats has 3 elements"):
+        bnb_core.explain(OP, A, torch.ones(3))

