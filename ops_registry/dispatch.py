@@ -155,6 +155,9 @@ def _forced_kernel(op: str, device: str) -> Kernel | None:
 
 # -- registration with torch ----------------------------------------------------------------------------------------
 
+# Operators have no gradient of their own (`bnb_core.autograd` gives them one), so what a kernel does is not recorded.
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
 _library = torch.library.Library(NAMESPACE, "DEF")
 _implemented: set[tuple[str, str]] = set()
 
@@ -221,7 +224,9 @@ def _entry(op: Op, device: str) -> Callable[..., Any]:
         if len(args) < count:
             args = (*args, *defaults[len(args) :])
         check(*args)
-        result = find(args).kernel(args).function(*args)
+        kernel = find(args).kernel(args).function
+        with _below_autograd():
+            result = kernel(*args)
         if mutated:
             _mark_written([args[i] for i in mutated])
         return result
@@ -236,7 +241,9 @@ def _out_entry(op: Op, device: str) -> Callable[..., None]:
     def call(*args: Any) -> None:
         op.check_out(*args)
         args, outs = args[:count], args[count:]
-        find(args).kernel(args).function(*args, out=outs[0] if len(outs) == 1 else outs)
+        kernel = find(args).kernel(args).function
+        with _below_autograd():
+            kernel(*args, out=outs[0] if len(outs) == 1 else outs)
         _mark_written(outs)
 
     return call

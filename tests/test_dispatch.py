@@ -296,3 +296,24 @@ def test_explain_checks_its_arguments() -> None:
         bnb_core.explain("gemm")
     with pytest.raises(RuntimeError, match="stats has 3 elements"):
         bnb_core.explain(OP, A, torch.ones(3))
+
+
+# -- autograd --------------------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_may_write_to_a_leaf_and_records_nothing(device: torch.device) -> None:
+    p, state = torch.zeros(4, device=device, requires_grad=True), torch.zeros(4, device=device)
+    scalars = (0.0, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 0.5, 1.0)
+    torch.ops.bnb_core.optimizer_update_32bit("momentum", torch.ones_like(p), p, state, None, None, *scalars)
+    assert p.is_leaf
+    assert p.tolist() == [-0.5] * 4
+
+
+def test_differentiating_through_an_operator_warns(device: torch.device) -> None:
+    """An operator has no gradient; torch says so instead of leaving one out silently."""
+    x = torch.randn(8, 64, device=device, requires_grad=True)
+    packed, absmax = torch.ops.bnb_core.quantize_4bit(x.detach(), 64, "nf4", torch.uint8)
+    product = torch.ops.bnb_core.gemm_4bit(x, packed, (8, 64), absmax, 64, "nf4")
+    with pytest.warns(UserWarning, match="bnb_core::gemm_4bit: an autograd kernel was not registered"):
+        product.sum().backward()
+    assert x.grad is None

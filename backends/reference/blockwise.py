@@ -101,10 +101,11 @@ def finite_or_nan(absmax: torch.Tensor) -> torch.Tensor:
 
 def block_slices(count: int, blocksize: int) -> Iterator[tuple[slice, slice]]:
     """Elements and blocks of `count` elements, in runs of whole blocks of about `CHUNK` elements."""
+    blocks = -(-count // blocksize)
     per_run = max(1, CHUNK // blocksize)
-    for block in range(0, -(-count // blocksize), per_run):
-        start = block * blocksize
-        yield slice(start, min(count, start + per_run * blocksize)), slice(block, block + per_run)
+    for first in range(0, blocks, per_run):
+        last = min(blocks, first + per_run)
+        yield slice(first * blocksize, min(count, last * blocksize)), slice(first, last)
 
 
 def as_blocks(x: torch.Tensor, blocksize: int) -> torch.Tensor:

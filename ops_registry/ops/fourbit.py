@@ -383,6 +383,10 @@ define(
         tolerance=EXACT,
         doc="""Quantizes to 4-bit codes, two to a byte (the even element in the high nibble), one fp32 scale per block.
 
+        A code is the one nearest to `A * (1 / absmax)`, both fp32; on a boundary the lower value. Of FP4's two zeros,
+        0 and 8, positive values get 8, as in the checkpoints that exist; zeros, and blocks of zeros or with NaN, get
+        0.
+
         A: any shape, fp32, fp16 or bf16; blocks run over the flattened tensor. blocksize: 16, 32, … 4096.
         quant_type: `nf4` or `fp4`. packed: `[⌈n / 2⌉ bytes viewed as quant_storage, 1]`, padded with zero bits.
         absmax: fp32 `[⌈n / blocksize⌉]`; 0 for a zero block, NaN for one with NaN or Inf.

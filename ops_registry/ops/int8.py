@@ -508,7 +508,9 @@ define(
         cases=_mm_dequant_cases,
         bad_cases=_bad_mm_dequant,
         tolerance=SCALED,
-        doc="""An int32 product in real units: `A * row_stats * col_stats / 127² + bias`, fp32, rounded once.
+        doc="""An int32 product in real units: `A * row_stats * col_stats * 6.200124e-5 + bias`, fp32, rounded once.
+
+        The constant is the public package's for `1 / 127²`, 1.8e-5 too large, kept so that results agree with it.
 
         A: int32 `[..., N]`. row_stats, col_stats: fp32, the absmax of each row of both factors. dtype: None means fp16.
         """,
@@ -537,7 +539,10 @@ define(
         cases=_mixed_cases,
         bad_cases=_bad_mixed,
         tolerance=PRODUCT,
-        doc="""The int8 product plus the product of the outlier columns in A's dtype, accumulated in fp32, rounded once.
+        doc="""The int8 product plus the product of the outlier columns in A's dtype, accumulated in fp32.
+
+        The int8 part and the outlier columns' weight are rounded to A's dtype, as in the public package, then the sum
+        is.
 
         A: `[..., K]`. CA, SCA: A quantized by rows. CB `[N, K]`, SCB `[N]`: the quantized weight. outlier_cols: int64.
         subA: `A[:, outlier_cols]`, or an empty tensor of shape (0,) where there are none.
