@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from bnb_core.ops_registry import OPS, Op
-from bnb_core.ops_registry.cases import bad_cases, cases
 from bnb_core.ops_registry.kernels import show
 
 TARGET = Path(__file__).parents[1] / "docs" / "ops.md"
@@ -29,7 +28,7 @@ def tolerance(op: Op) -> str:
 
 def section(op: Op) -> str:
     form = ", `.out`" if op.out else ""
-    counts = f"{len(list(cases(op, 'cpu', 'full')))} cases, {len(list(bad_cases(op, 'cpu')))} refusals"
+    counts = f"{len(list(op.each_case('cpu', 'full')))} cases, {len(list(op.each_bad_case('cpu')))} refusals"
     return (
         f"## {op.name}{form}\n\n```\n{op.schema}\n```\n\n{inspect.cleandoc(op.doc)}\n\n"
         f"Tolerance: {tolerance(op)}. Tested with {counts}.\n"

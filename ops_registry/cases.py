@@ -6,19 +6,15 @@ A `Maker` builds them on a device from a fixed seed; the operators' generators i
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from .checks import ceil_div, product
 
-if TYPE_CHECKING:
-    from .op import Op
-
-__all__ = ["FLOATS", "BadCase", "Case", "Maker", "bad_cases", "cases", "fresh"]
+__all__ = ["FLOATS", "BadCase", "Case", "Level", "Maker", "fresh"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Level = Literal["quick", "full"]
@@ -94,20 +90,6 @@ class Maker:
         """The same values in a tensor that is not contiguous: every other column of a wider one."""
         wide = torch.stack([tensor, torch.zeros_like(tensor)], dim=-1)
         return wide[..., 0]
-
-
-def _maker(op: Op, device: torch.device | str, level: Level) -> Maker:
-    return Maker(device, level, seed=zlib.crc32(op.name.encode()))
-
-
-def cases(op: Op, device: torch.device | str, level: Level = "quick") -> Iterator[Case]:
-    """The valid inputs of an operator on a device."""
-    return op.cases(_maker(op, device, level))
-
-
-def bad_cases(op: Op, device: torch.device | str) -> Iterator[BadCase]:
-    """The inputs that an operator must refuse, and how."""
-    return op.bad_cases(_maker(op, device, "quick"))
 
 
 def fresh(args: Sequence[Any]) -> tuple[Any, ...]:

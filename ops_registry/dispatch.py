@@ -364,8 +364,10 @@ def explain(op: str, *args: Any, device: str | None = None) -> None:
 
 def _explain_table(op: Op, device: str | None) -> Iterator[str]:
     yield f"{NAMESPACE}::{op.schema}"
-    for place in [device] if device else [d for d in devices() if len(kernels_for(op.name, d)) > 1] + ["any other"]:
-        yield f"on {place} device" if place == "any other" else f"on {place}, best first"
+    own = [device] if device else [d for d in devices() if not kernels_for(op.name, d)[0].is_reference]
+    rest = [] if device else [(ANY_DEVICE, "on any other device" if own else "on every device")]
+    for place, title in [(d, f"on {d}, best first") for d in own] + rest:
+        yield title
         for kernel in kernels_for(op.name, place):
             limits = "; ".join(f"{key}: {', '.join(map(show, allowed))}" for key, allowed in kernel.limits.items())
             yield f"  {kernel.name:<16} {limits or 'no limits'}  ({kernel.origin})"

@@ -7,18 +7,17 @@ docs.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from .cases import BadCase, Case, Level, Maker
 from .checks import Check
 from .tolerance import EXACT, Tolerance
-
-if TYPE_CHECKING:
-    from .cases import BadCase, Case, Maker
 
 __all__ = ["NAMESPACE", "OPS", "Op", "Result", "define"]
 
@@ -45,7 +44,8 @@ class Op:
     schema: torch schema without namespace.
     check: called with all arguments before any kernel, eager and fake alike; raises through `torch._check` only.
     results: from the arguments, a `Result` (or None) per output; () for operators that only mutate.
-    cases, bad_cases: valid inputs, and inputs with the error expected, made by a `Maker` on its device.
+    cases, bad_cases: valid inputs, and inputs with the error expected, made by a `Maker` on its device;
+        `each_case` and `each_bad_case` call them.
     tolerance: ceiling for every kernel's distance to the reference.
     out: names of the output arguments of the `.out` form; () where there is none.
     """
@@ -105,6 +105,17 @@ class Op:
     def complete(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """Adds the defaults that the dispatcher leaves out at the end."""
         return (*args, *self.defaults[len(args) :])
+
+    def each_case(self, device: torch.device | str, level: Level = "quick") -> Iterator[Case]:
+        """The valid inputs on a device, the same ones in every run; `full` has the long lists of sizes."""
+        return self.cases(self._maker(device, level))
+
+    def each_bad_case(self, device: torch.device | str) -> Iterator[BadCase]:
+        """The inputs that must be refused, and how."""
+        return self.bad_cases(self._maker(device, "quick"))
+
+    def _maker(self, device: torch.device | str, level: Level) -> Maker:
+        return Maker(device, level, seed=zlib.crc32(self.name.encode()))
 
     def fake(self, *args: Any) -> Any:
         """The op on fake tensors: the same check, then outputs of the right shape and dtype without data."""

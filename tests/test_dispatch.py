@@ -80,7 +80,7 @@ def test_why_not_is_asked_at_every_call() -> None:
 
 
 def test_a_limit_on_a_list_speaks_of_its_first_tensor() -> None:
-    args = next(iter(ops_registry.cases.cases(ops_registry.OPS["optimizer_step_32bit"], "cpu"))).args
+    args = next(ops_registry.OPS["optimizer_step_32bit"].each_case("cpu")).args
     kernel = Kernel(op="optimizer_step_32bit", device="cpu", name="toy/a", fn=print, limits={"params.dtype": {"none"}})
     assert kernel.outside_limits(args) == "params.dtype is float32, this kernel takes none"
     assert kernel.outside_limits((args[0], [], [], *args[3:])) is None

@@ -17,7 +17,7 @@ from conftest import DEVICE, LEVEL
 
 from bnb_core import ops_registry
 from bnb_core.ops_registry import OPS, Kernel, Op, differences, kernels_for
-from bnb_core.ops_registry.cases import BadCase, Case, bad_cases, cases, fresh
+from bnb_core.ops_registry.cases import BadCase, Case, fresh
 
 SCHEMAS = Path(__file__).parent / "schemas.txt"
 
@@ -40,7 +40,7 @@ def spread(items: list[Any], most: int) -> list[Any]:
 
 
 def each_case(most: int) -> Callable[[Any], Any]:
-    values = [(op, case) for op in OPS.values() for case in spread(list(cases(op, DEVICE, LEVEL)), most)]
+    values = [(op, case) for op in OPS.values() for case in spread(list(op.each_case(DEVICE, LEVEL)), most)]
     return pytest.mark.parametrize(("op", "case"), values, ids=[f"{op.name}: {case.name}" for op, case in values])
 
 
@@ -94,7 +94,7 @@ def test_kernel_agrees_with_the_reference(kernel: Kernel) -> None:
     """Every case that the kernel accepts, within its declared tolerance; twice, to the same bits; inputs untouched."""
     op = OPS[kernel.op]
     reference = kernels_for(kernel.op, DEVICE.type)[-1]
-    taken = [case for case in cases(op, DEVICE, LEVEL) if accepted(op, kernel, case.args)]
+    taken = [case for case in op.each_case(DEVICE, LEVEL) if accepted(op, kernel, case.args)]
     assert taken, "the kernel refuses every case"
     for case in taken:
         got = run(op, kernel, case.args)
@@ -133,7 +133,7 @@ WITH_OUT = [op for op in OPS.values() if op.out]
 @pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
 def test_out_form_writes_what_the_op_returns(op: Op, strided: bool) -> None:
     out_overload = getattr(torch.ops.bnb_core, op.name).out
-    for case in cases(op, DEVICE, LEVEL):
+    for case in op.each_case(DEVICE, LEVEL):
         args = op.complete(case.args)
         want = overload(op)(*args)
         want = want if isinstance(want, tuple) else (want,)
@@ -146,7 +146,7 @@ def test_out_form_writes_what_the_op_returns(op: Op, strided: bool) -> None:
 @pytest.mark.parametrize("op", WITH_OUT, ids=[op.name for op in WITH_OUT])
 def test_out_form_refuses_a_wrong_tensor(op: Op) -> None:
     out_overload = getattr(torch.ops.bnb_core, op.name).out
-    case = next(iter(cases(op, DEVICE)))
+    case = next(iter(op.each_case(DEVICE)))
     args = op.complete(case.args)
     outs = [torch.empty(r.shape, dtype=r.dtype, device=DEVICE) for r in op.results(*args) if r]
     name = op.out[0]
@@ -158,7 +158,7 @@ def test_out_form_refuses_a_wrong_tensor(op: Op) -> None:
         out_overload(*args, outs[0].to("meta"), *outs[1:])
 
 
-BAD = [(op, bad) for op in OPS.values() for bad in bad_cases(op, DEVICE)]
+BAD = [(op, bad) for op in OPS.values() for bad in op.each_bad_case(DEVICE)]
 
 
 @pytest.mark.parametrize(("op", "bad"), BAD, ids=[f"{op.name}: {bad.name}" for op, bad in BAD])
@@ -173,7 +173,7 @@ def test_bad_input_is_refused_before_any_kernel(op: Op, bad: BadCase) -> None:
 def test_fakes_refuse_the_same(op: Op) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    for bad in bad_cases(op, DEVICE):
+    for bad in op.each_bad_case(DEVICE):
         with FakeTensorMode() as mode:
             args = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, op.complete(bad.args))
             with pytest.raises(RuntimeError, match=rf"^bnb_core::{op.name}: (.|\n)*({bad.error})"):
