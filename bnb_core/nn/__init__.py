@@ -1,0 +1,17 @@
+"""Layers with quantized weights, and the parameters they hold."""
+
+from .layer import QuantizedLayer
+from .linear4bit import Linear4bit, LinearFP4, LinearNF4
+from .linear8bit import Linear8bitLt
+from .params import Int8Params, Params4bit, QuantizedParameter
+
+__all__ = [
+    "Int8Params",
+    "Linear4bit",
+    "Linear8bitLt",
+    "LinearFP4",
+    "LinearNF4",
+    "Params4bit",
+    "QuantizedLayer",
+    "QuantizedParameter",
+]

@@ -1,0 +1,109 @@
+"""What the layers share: how a module with a quantized weight moves, saves and loads it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .params import QuantizedParameter
+
+__all__ = ["QuantizedLayer", "not_quantized"]
+
+L = TypeVar("L", bound="QuantizedLayer")
+
+
+def not_quantized(weight: Tensor) -> RuntimeError:
+    """The error of a forward pass that finds no statistics at the weight."""
+    if isinstance(weight, QuantizedParameter):
+        return RuntimeError("the weight is not quantized yet: move the layer to its device once, as in layer.to('cpu')")
+    return RuntimeError(
+        f"the weight is a {type(weight).__name__} and has lost its statistics: something put it in the place of the "
+        "quantized parameter (torch.export does without strict=True)"
+    )
+
+
+class QuantizedLayer(torch.nn.Module):
+    """A mixin for modules whose `weight` is a `QuantizedParameter`; it stands before the module's own class.
+
+    Moves and casts of the module keep the identity of the weight where they do for other parameters, so that tied
+    weights stay tied, and never change its codes and scales. A checkpoint has the statistics beside the weight. A
+    quantized one loads into a layer that is quantized or not, an unquantized one into a layer that is not yet.
+
+    torch.compile takes the module in one graph, and torch.export with strict=True, from torch 2.8 on.
+    """
+
+    weight: QuantizedParameter
+
+    def _quantized_parameter(self) -> QuantizedParameter | None:
+        # Others put parameters of their own there.
+        weight = self._parameters.get("weight")
+        return weight if isinstance(weight, QuantizedParameter) else None
+
+    @contextmanager
+    def _weight_aside(self) -> Iterator[None]:
+        weight, self._parameters["weight"] = self._parameters["weight"], None
+        try:
+            yield
+        finally:
+            self._parameters["weight"] = weight
+
+    def _apply(self: L, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> L:
+        weight = self._quantized_parameter()
+        if weight is None:
+            return super()._apply(fn, recurse)
+        with self._weight_aside():
+            super()._apply(fn, recurse)
+        self._parameters["weight"] = weight.applied(fn)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        weight = self._quantized_parameter()
+        if weight is not None:
+            destination.update({prefix + key: tensor for key, tensor in weight.companions("weight").items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        others = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        weight, key = self._quantized_parameter(), prefix + "weight"
+        if weight is None:
+            return super()._load_from_state_dict(state_dict, prefix, *others)
+        names = [name for name in weight.companion_names("weight") if prefix + name in state_dict]
+        if key not in state_dict or not (names or weight.quantized):
+            super()._load_from_state_dict(state_dict, prefix, *others)
+            if self._quantized_parameter() is None:  # assign=True has put a plain parameter in its place
+                self.weight = weight.replaced(self.weight.data)
+            return None
+        companions = {name: state_dict[prefix + name] for name in names}
+        taken = {key, *(prefix + name for name in names)}
+        with self._weight_aside():
+            rest = {name: value for name, value in state_dict.items() if name not in taken}
+            super()._load_from_state_dict(rest, prefix, *others)
+        try:
+            loaded = weight.from_checkpoint(state_dict[key], companions)
+        except ValueError as error:
+            error_msgs.append(f"{key}: {error}")
+            return None
+        if local_metadata.get("assign_to_params_buffers", False):
+            self.weight = loaded
+        elif weight.is_meta and not loaded.is_meta:
+            warnings.warn(f"{key} is on meta, where nothing can be copied to: load with assign=True", stacklevel=2)
+        else:
+            moved = loaded.to(weight.device)
+            own = copy.deepcopy(loaded) if moved is loaded else moved
+            self._parameters["weight"] = weight.adopt(own.data, False, **own.__dict__)
+        return None

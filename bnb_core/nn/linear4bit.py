@@ -1,0 +1,98 @@
+"""Linear layers with a weight in 4 bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnb_core.autograd import matmul_4bit
+from bnb_core.quant_state import QuantState
+
+from .layer import QuantizedLayer, not_quantized
+from .params import Params4bit
+
+__all__ = ["Linear4bit", "LinearFP4", "LinearNF4"]
+
+
+class Linear4bit(QuantizedLayer, torch.nn.Linear):
+    """A linear layer whose weight is quantized to 4 bits on the first move to a device (QLoRA, arXiv:2305.14314).
+
+    compute_dtype: dtype of the product, by default that of the input. compress_statistics: quantizes the scales too.
+    quant_type: `nf4` or `fp4`. quant_storage: the dtype the packed codes are viewed as.
+
+    A move to `cpu` counts, also where the layer is there already: `layer.to("cpu")`. The input is `[…,
+    input_features]` in fp32, fp16 or bf16, the output in the same dtype. Input and bias have gradients, the weight has
+    none. A forward pass changes nothing in the layer.
+
+    forward raises RuntimeError while the weight is not quantized.
+    """
+
+    weight: Params4bit
+
+    def __init__(
+        self,
+        input_features: int,
+        output_features: int,
+        bias: bool = True,
+        compute_dtype: torch.dtype | None = None,
+        compress_statistics: bool = True,
+        quant_type: str = "fp4",
+        quant_storage: torch.dtype = torch.uint8,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        super().__init__(input_features, output_features, bias, device)
+        self.weight = Params4bit(
+            self.weight.data,
+            compress_statistics=compress_statistics,
+            quant_type=quant_type,
+            quant_storage=quant_storage,
+        )
+        self.compute_dtype = compute_dtype
+
+    @property
+    def quant_state(self) -> QuantState | None:
+        """The statistics of the weight; None before it is quantized."""
+        return getattr(self.weight, "quant_state", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.quant_state
+        if state is None:
+            raise not_quantized(self.weight)
+        A = x if self.compute_dtype is None else x.to(self.compute_dtype)
+        return matmul_4bit(A, self.weight, state, bias=self.bias).to(x.dtype)
+
+
+class LinearNF4(Linear4bit):
+    """`Linear4bit` with the NF4 type."""
+
+    def __init__(
+        self,
+        input_features: int,
+        output_features: int,
+        bias: bool = True,
+        compute_dtype: torch.dtype | None = None,
+        compress_statistics: bool = True,
+        quant_storage: torch.dtype = torch.uint8,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        super().__init__(
+            input_features, output_features, bias, compute_dtype, compress_statistics, "nf4", quant_storage, device
+        )
+
+
+class LinearFP4(Linear4bit):
+    """`Linear4bit` with the FP4 type."""
+
+    def __init__(
+        self,
+        input_features: int,
+        output_features: int,
+        bias: bool = True,
+        compute_dtype: torch.dtype | None = None,
+        compress_statistics: bool = True,
+        quant_storage: torch.dtype = torch.uint8,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        super().__init__(
+            input_features, output_features, bias, compute_dtype, compress_statistics, "fp4", quant_storage, device
+        )

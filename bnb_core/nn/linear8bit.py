@@ -1,0 +1,59 @@
+"""Linear layer with a weight in int8."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnb_core.autograd import MatmulLtState, int8_linear, int8_linear_of_weight
+
+from .layer import QuantizedLayer, not_quantized
+from .params import Int8Params
+
+__all__ = ["Linear8bitLt"]
+
+
+class Linear8bitLt(QuantizedLayer, torch.nn.Linear):
+    """A linear layer computed by LLM.int8() (arXiv:2208.07339).
+
+    has_fp16_weights: True keeps the weight as it is and quantizes it in each forward; it has a gradient. False
+    quantizes it on the first move to a device, `cpu` included (`layer.to("cpu")`), in the weight's own dtype; it has
+    none. threshold: columns of the input with a magnitude of at least this are computed in the input's dtype; 0 for
+    none. index: kept for those who read it.
+
+    The input is `[…, input_features]` in fp32, fp16 or bf16, the output in the same dtype. A forward pass changes
+    nothing in the layer.
+
+    forward raises RuntimeError while a weight that is to be quantized is not.
+    """
+
+    weight: Int8Params
+
+    def __init__(
+        self,
+        input_features: int,
+        output_features: int,
+        bias: bool = True,
+        has_fp16_weights: bool = True,
+        threshold: float = 0.0,
+        index: object = None,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        super().__init__(input_features, output_features, bias, device)
+        self.weight = Int8Params(self.weight.data, has_fp16_weights, has_fp16_weights)
+        self.has_fp16_weights = has_fp16_weights
+        self.threshold = threshold
+        self.index = index
+
+    @property
+    def state(self) -> MatmulLtState:
+        """Codes, scales and settings, as `matmul` takes them; what is written to it does not reach the layer."""
+        return MatmulLtState(self.weight.CB, self.weight.SCB, self.threshold, self.has_fp16_weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.has_fp16_weights:
+            return int8_linear_of_weight(x, self.weight, self.bias, self.threshold)
+        scales = getattr(self.weight, "SCB", None)
+        if scales is None:
+            raise not_quantized(self.weight)
+        return int8_linear(x, self.weight, scales, self.bias, self.threshold)

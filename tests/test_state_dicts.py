@@ -1,0 +1,302 @@
+"""Checkpoints of linear layers: the bytes of the public package, both ways.
+
+The vectors are its modules' state dicts, inputs, outputs and gradients; a few of them lie in `golden_small`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bnb_core import functional as F
+from bnb_core import nn
+
+SMALL = Path(__file__).parent / "golden_small" / "state_dicts"
+ALL = Path(__file__).parents[2] / "shared" / "golden" / "state_dicts"
+FILES = sorted((ALL if ALL.is_dir() else SMALL).glob("linear*.safetensors"))
+NAMES = {"torch": torch, "float32": torch.float32, "Linear4bit": nn.Linear4bit, "Linear8bitLt": nn.Linear8bitLt}
+
+
+class Golden:
+    """One file: the constructor's call, the state dict, and what belongs to it."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.device = device
+        with safe_open(path, "pt") as file:
+            self.call = file.metadata()["module"]
+        tensors = load_file(path, str(device))
+        self.state_dict = {key: tensor for key, tensor in tensors.items() if not key.startswith("__")}
+        self.extra = {key.removeprefix("__"): tensor for key, tensor in tensors.items() if key.startswith("__")}
+        self.source = {"weight": self.extra["source_weight"], "bias": self.state_dict["bias"]}
+        self.is_4bit = "4bit" in self.call
+
+    def layer(self, device: torch.device | str | None = None) -> torch.nn.Linear:
+        """A new layer, as the public package's was made."""
+        with torch.device(device or self.device):
+            return eval(self.call, NAMES)  # the call stands in our own test data
+
+
+def vectors(pattern: str) -> Any:
+    def read(request: pytest.FixtureRequest, device: torch.device) -> Golden:
+        return Golden(request.param, device)
+
+    return pytest.fixture(read, params=[p for p in FILES if p.match(pattern)], ids=lambda path: path.stem)
+
+
+golden = vectors("*")
+golden_4bit = vectors("linear4bit.*")
+golden_8bit = vectors("linear8bitlt.*")
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8)
+
+
+def assert_same_bytes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert set(found) == set(expected)
+    for key, tensor in expected.items():
+        assert (found[key].dtype, found[key].shape) == (tensor.dtype, tensor.shape), key
+        assert torch.equal(as_bytes(found[key]), as_bytes(tensor)), key
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach().float(), expected.float()
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def test_there_are_vectors() -> None:
+    assert len(FILES) >= 4
+
+
+def test_quantizing_gives_the_same_bytes(golden: Golden, device: torch.device) -> None:
+    layer = golden.layer()
+    layer.load_state_dict(golden.source)
+    if not golden.is_4bit:
+        layer.half()  # the public package quantizes int8 weights from fp16
+    layer.to(device)
+    expected = golden.state_dict if golden.is_4bit else golden.state_dict | {"bias": golden.state_dict["bias"].half()}
+    assert_same_bytes(layer.state_dict(), expected)
+
+
+def test_int8_weights_are_quantized_in_their_own_dtype(golden_8bit: Golden, device: torch.device) -> None:
+    layer = golden_8bit.layer()
+    layer.load_state_dict(golden_8bit.source)
+    layer.to(device)
+    codes, scales, _ = F.int8_vectorwise_quant(golden_8bit.extra["source_weight"])
+    assert torch.equal(layer.weight.data, codes)
+    assert torch.equal(layer.weight.SCB, scales)
+    assert (codes.int() - golden_8bit.state_dict["weight"].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("start", ["fresh", "quantized", "on meta", "emptied"])
+def test_loads_and_saves_the_same_bytes(golden: Golden, device: torch.device, start: str) -> None:
+    layer = golden.layer("meta" if start in ("on meta", "emptied") else None)
+    if start == "quantized":
+        layer.to(device)
+    elif start == "emptied":
+        layer.to_empty(device=device)
+    weight = layer.weight
+    layer.load_state_dict(golden.state_dict, assign=start == "on meta")
+    assert_same_bytes(layer.state_dict(), golden.state_dict)
+    assert (layer.weight is weight) == (start != "on meta")
+    layer.to(device)
+    assert_same_bytes(layer.state_dict(), golden.state_dict)
+
+
+def test_loaded_tensors_are_copies(golden: Golden) -> None:
+    layer = golden.layer()
+    layer.load_state_dict(golden.state_dict)
+    before = {key: tensor.clone() for key, tensor in layer.state_dict().items()}
+    for tensor in golden.state_dict.values():
+        tensor.zero_()
+    assert_same_bytes(layer.state_dict(), before)
+
+
+def test_survives_safetensors_and_torch_save(golden: Golden, tmp_path: Path) -> None:
+    model = torch.nn.Sequential(golden.layer(), golden.layer())
+    for layer in model:
+        layer.load_state_dict(golden.state_dict)
+    saved = model.state_dict()
+    save_file(saved, tmp_path / "model.safetensors")  # which refuses tensors that share memory
+    torch.save(saved, tmp_path / "model.pt")
+    for loaded in (
+        load_file(tmp_path / "model.safetensors"),
+        torch.load(tmp_path / "model.pt", weights_only=True),
+    ):
+        assert_same_bytes(loaded, saved)
+        other = torch.nn.Sequential(golden.layer(), golden.layer())
+        other.load_state_dict(loaded)
+        assert_same_bytes(other.state_dict(), saved)
+
+
+def test_outputs_and_gradients(golden: Golden) -> None:
+    layer = golden.layer()
+    layer.load_state_dict(golden.state_dict)
+    x = golden.extra["input"].requires_grad_()
+    y = layer(x)
+    y.pow(2).sum().backward()
+    # The public package's int8 layer trains on the dequantized weight, without quantizing activations.
+    tolerance = 1e-6 if golden.is_4bit else 3e-2
+    assert relative_error(y, golden.extra["train_output"]) < tolerance
+    assert relative_error(x.grad, golden.extra["train_input_grad"]) < tolerance
+    assert relative_error(layer.bias.grad, golden.extra["train_bias_grad"]) < tolerance
+    for key, expected in golden.extra.items():
+        if key.startswith("eval_output"):
+            # its path without gradients rounds to bf16 (4 bits) or fp16 (int8)
+            assert relative_error(layer(x.detach().to(expected.dtype)), expected) < 1e-2, key
+    if golden.is_4bit:
+        dequantized = F.dequantize_4bit(layer.weight.data, layer.quant_state)
+        assert torch.equal(dequantized, golden.extra["dequantized"])
+
+
+def test_from_prequantized(golden_4bit: Golden, device: torch.device) -> None:
+    state_dict = golden_4bit.state_dict
+    stats = {key: value for key, value in state_dict.items() if key.startswith("weight.")}
+    layer = golden_4bit.layer("meta")
+    layer.weight = nn.Params4bit.from_prequantized(state_dict["weight"], stats, device=device)
+    layer.bias = torch.nn.Parameter(state_dict["bias"])
+    assert_same_bytes(layer.state_dict(), state_dict)
+
+
+# -- what does not load ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state_4bit(device: torch.device) -> dict[str, Tensor]:
+    return Golden(SMALL / "linear4bit.nf4.nested.u8.safetensors", device).state_dict
+
+
+@pytest.fixture
+def state_8bit(device: torch.device) -> dict[str, Tensor]:
+    return Golden(SMALL / "linear8bitlt.thr6.safetensors", device).state_dict
+
+
+def with_json(state: dict[str, Tensor], **changed: object) -> dict[str, Tensor]:
+    key = "weight.quant_state.bitsandbytes__nf4"
+    values = F.unpack_tensor_to_dict(state[key]) | changed
+    return state | {key: F.pack_dict_to_tensor({name: value for name, value in values.items() if value is not ...})}
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda s: s.pop("weight.absmax"), "absmax is missing"),
+        (lambda s: s.pop("weight.quant_map"), "quant_map is missing"),
+        (lambda s: s.pop("weight.nested_absmax"), "nested_absmax is missing"),
+        (lambda s: s.pop("weight.quant_state.bitsandbytes__nf4"), "quant_type is missing"),
+        (lambda s: s.update({"weight.absmax": s["weight.absmax"].float()}), "absmax is float32, expected uint8"),
+        (
+            lambda s: s.update({"weight.absmax": s["weight.absmax"][1:]}),
+            r"absmax has shape \(127,\), expected \(128,\)",
+        ),
+        (lambda s: s.update({"weight.nested_quant_map": s["weight.quant_map"]}), r"nested_quant_map has shape \(16,\)"),
+        (
+            lambda s: s.update({"weight.quant_map": s["weight.quant_map"] * 2}),
+            "quant_map does not hold the values of nf4",
+        ),
+        (lambda s: s.update({"weight": s["weight"][1:]}), "data has 4095 elements .* needs 4096"),
+        (lambda s: s.update(with_json(s, quant_type="nf5")), "quant_type is 'nf5', expected one of nf4, fp4"),
+        (lambda s: s.update(with_json(s, quant_type="fp4")), "quant_type is 'fp4', but the key says bitsandbytes__nf4"),
+        (lambda s: s.update(with_json(s, blocksize="64")), "blocksize is '64', expected an integer of at least 1"),
+        (lambda s: s.update(with_json(s, blocksize=128)), r"absmax has shape \(128,\), expected \(64,\)"),
+        (lambda s: s.update(with_json(s, dtype="no_dtype")), "dtype is 'no_dtype', expected the name of a dtype"),
+        (lambda s: s.update(with_json(s, nested_offset=...)), "nested_offset is missing"),
+        (lambda s: s.update(with_json(s, shape=[128, 64])), "the checkpoint has a weight of shape .*128, 64"),
+        (lambda s: s.update(with_json(s, surprise=1)), "surprise is unknown"),
+        (
+            lambda s: s.update({"weight.quant_state.bitsandbytes__nf4": torch.tensor([1, 2], dtype=torch.uint8)}),
+            "weight.quant_state.bitsandbytes__nf4",
+        ),
+    ],
+)
+def test_a_damaged_4bit_checkpoint_is_refused(
+    state_4bit: dict[str, Tensor], device: torch.device, damage: Callable[[dict[str, Tensor]], object], sentence: str
+) -> None:
+    layer = nn.LinearNF4(128, 64, device=device)
+    damage(state_4bit)
+    with pytest.raises(RuntimeError, match=sentence):
+        layer.load_state_dict(state_4bit)
+    assert layer.quant_state is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda s: s.pop("SCB"), "SCB is missing, expected torch.float32"),
+        (lambda s: s.update(SCB=s["SCB"].half()), r"SCB is torch.float16 \(64,\), expected torch.float32"),
+        (lambda s: s.update(SCB=s["SCB"][1:]), r"SCB is torch.float32 \(63,\), expected torch.float32 \(64,\)"),
+        (lambda s: s.update(weight=s["weight"].float()), "a weight of torch.float32, expected torch.int8"),
+        (lambda s: s.update(weight=s["weight"].t()), "the checkpoint has a weight of shape .*128, 64"),
+        (lambda s: s.update(weight_format=torch.tensor(2, dtype=torch.uint8)), "weight_format is 2, expected 0"),
+    ],
+)
+def test_a_damaged_int8_checkpoint_is_refused(
+    state_8bit: dict[str, Tensor], device: torch.device, damage: Callable[[dict[str, Tensor]], object], sentence: str
+) -> None:
+    layer = nn.Linear8bitLt(128, 64, has_fp16_weights=False, device=device)
+    damage(state_8bit)
+    with pytest.raises(RuntimeError, match=sentence):
+        layer.load_state_dict(state_8bit)
+
+
+def test_int8_codes_do_not_load_into_16_bit_weights(state_8bit: dict[str, Tensor]) -> None:
+    with pytest.raises(RuntimeError, match="has_fp16_weights=True"):
+        nn.Linear8bitLt(128, 64).load_state_dict(state_8bit)
+
+
+@pytest.mark.parametrize("make", [nn.LinearNF4, lambda *shape: nn.Linear8bitLt(*shape, has_fp16_weights=False)])
+def test_an_unquantized_weight_loads_before_the_first_move_only(
+    make: Callable[..., torch.nn.Linear], device: torch.device
+) -> None:
+    plain = torch.nn.Linear(128, 64)
+    layer = make(128, 64)
+    layer.load_state_dict(plain.state_dict())
+    assert torch.equal(layer.weight, plain.weight)
+    layer.to(device)
+    before = layer.state_dict()
+    with pytest.raises(RuntimeError, match="weight: the layer is quantized already: load an unquantized weight before"):
+        layer.load_state_dict(plain.state_dict())
+    assert_same_bytes(layer.state_dict(), before)
+
+
+@pytest.mark.parametrize("make", [nn.LinearNF4, lambda *shape: nn.Linear8bitLt(*shape, has_fp16_weights=False)])
+def test_an_unquantized_weight_assigned_to_a_layer_on_meta_is_quantized_later(
+    make: Callable[..., torch.nn.Linear], device: torch.device
+) -> None:
+    plain = torch.nn.Linear(128, 64)
+    with torch.device("meta"):
+        layer = make(128, 64)
+    layer.to("meta")
+    layer.load_state_dict(plain.state_dict(), assign=True)
+    assert torch.equal(layer.weight, plain.weight)
+    layer.to(device)
+    expected = make(128, 64)
+    expected.load_state_dict(plain.state_dict())
+    assert_same_bytes(layer.state_dict(), expected.to(device).state_dict())
+
+
+def test_strict_loading_still_reports_missing_and_unexpected(
+    state_4bit: dict[str, Tensor], device: torch.device
+) -> None:
+    layer = nn.LinearNF4(128, 64, device=device)
+    del state_4bit["bias"]
+    state_4bit["weight.other"] = state_4bit["weight"]
+    result = layer.load_state_dict(state_4bit, strict=False)
+    assert result.missing_keys == ["bias"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"bias"[\s\S]*Unexpected key.*"weight.other"'):
+        layer.load_state_dict(state_4bit)
+
+
+def test_loading_into_meta_without_assign_says_so(state_4bit: dict[str, Tensor]) -> None:
+    layer = nn.LinearNF4(128, 64, bias=False, device="meta")
+    del state_4bit["bias"]
+    with pytest.warns(UserWarning, match="weight is on meta, .* assign=True"):
+        layer.load_state_dict(state_4bit)
+    assert layer.weight.is_meta
