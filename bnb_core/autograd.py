@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .functional import copied_to
+from .functional.buffers import copied_to
 from .quant_state import QuantState, dequantized_scales
 
 __all__ = ["MatmulLtState", "matmul", "matmul_4bit"]

@@ -231,7 +231,7 @@ def _entry(op: Op, device: str) -> Callable[..., Any]:
             _mark_written([args[i] for i in mutated])
         return result
 
-    return call
+    return _hidden_from_dynamo(call)
 
 
 def _out_entry(op: Op, device: str) -> Callable[..., None]:
@@ -246,7 +246,20 @@ def _out_entry(op: Op, device: str) -> Callable[..., None]:
             kernel(*args, out=outs[0] if len(outs) == 1 else outs)
         _mark_written(outs)
 
-    return call
+    return _hidden_from_dynamo(call)
+
+
+def _hidden_from_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose frame and all below it torch.compile leaves alone when it runs an operator outside of a graph.
+
+    It would trace the dispatcher and the kernels, and specialize on their state. `torch.compiler.disable` does the same
+    for 2 µs a call and an import of the compiler; torch before 2.7 has neither of the names, and traces.
+    """
+    frames = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):
+        skip = frames._FrameAction.SKIP
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    return function
 
 
 def _mark_written(values: Sequence[Any]) -> None:

@@ -547,3 +547,14 @@ def test_vectorwise_quantization_of_another_kind(normal: Callable[..., Tensor]) 
     for call in (F.vectorwise_quant, F.vectorwise_dequant):
         with pytest.raises(ValueError, match="quant_type is 'zeropoint'"):
             call(normal(2, 2), 1, quant_type="zeropoint")
+
+
+@pytest.mark.parametrize(
+    "quantize",
+    [F.quantize_blockwise, F.quantize_nf4, F.int8_vectorwise_quant, F.int8_double_quant, F.int8_weight_quant],
+    ids=lambda f: f.__name__,
+)
+def test_quantizing_a_parameter_records_no_gradient(quantize: Callable[..., Any], device: torch.device) -> None:
+    results = quantize(torch.nn.Parameter(torch.randn(8, 64, device=device)))
+    tensors = [part.absmax if isinstance(part, F.QuantState) else part for part in results if part is not None]
+    assert not any(tensor.requires_grad for tensor in tensors)

@@ -295,14 +295,14 @@ def test_attributes_go_back_into_the_constructor(device: torch.device) -> None:
 def test_int8_attributes_go_back_into_the_constructor(device: torch.device) -> None:
     value = torch.randn(OUT, IN)
     quantized = nn.Int8Params(value, requires_grad=False, **nn.Int8Params(value).__dict__).to(device)
-    codes, scales, _ = F.int8_vectorwise_quant(value.to(device))
+    codes, scales = F.int8_weight_quant(value.to(device))
     assert torch.equal(quantized.CB, codes)
     assert torch.equal(quantized.SCB, scales)
     again = nn.Int8Params(quantized.data, requires_grad=False, **quantized.__dict__)
     assert again.SCB is quantized.SCB
     merged = nn.Int8Params(value + 1, requires_grad=False, **quantized.__dict__)
     assert merged.SCB is None
-    assert torch.equal(merged.to(device).CB, F.int8_vectorwise_quant(value.to(device) + 1)[0])
+    assert torch.equal(merged.to(device).CB, F.int8_weight_quant(value.to(device) + 1)[0])
     late = nn.Int8Params(CB=codes).to(device)  # scales set later, as loaders do
     assert late.SCB is None
     late.SCB = scales

@@ -127,3 +127,21 @@ def test_list_step_compiles_and_mutates(states: int, device: torch.device) -> No
     assert torch.equal(got, want)
     for a, b in zip(torch.utils._pytree.tree_leaves(traced), torch.utils._pytree.tree_leaves(eager), strict=True):
         assert a is b or torch.equal(a, b)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._C._dynamo.eval_frame, "set_code_exec_strategy"), reason="this torch cannot hide frames"
+)
+def test_operators_outside_of_a_graph_are_not_traced(device: torch.device) -> None:
+    def broken(codes: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
+        try:
+            torch._dynamo.graph_break()
+            return ops.int8_vectorwise_dequant(codes, stats)
+        finally:
+            pass
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    codes, stats = torch.ones(4, 8, dtype=torch.int8, device=device), torch.ones(4, device=device)
+    assert torch.equal(torch.compile(broken, backend="eager")(codes, stats), broken(codes, stats))
+    assert torch._dynamo.utils.counters["frames"]["total"] == 1

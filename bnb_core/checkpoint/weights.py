@@ -13,7 +13,10 @@ from typing import Protocol
 
 import torch
 
-from bnb_core.functional import DEFAULT_4BIT_BLOCKSIZE, _with_nested_scales, get_4bit_type
+from bnb_core.functional.blockwise import with_nested_scales
+from bnb_core.functional.fourbit import DEFAULT_4BIT_BLOCKSIZE
+from bnb_core.functional.int8 import int8_weight_quant
+from bnb_core.functional.tables import get_4bit_type
 from bnb_core.quant_state import NESTED_BLOCKSIZE, QuantState
 
 from .files import DTYPES, CheckpointError, ShardReader, TensorInfo
@@ -186,7 +189,7 @@ class _FourBit:
     def _state(self, absmax: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype) -> QuantState:
         code = get_4bit_type(self.quant_type)
         state = QuantState(absmax, torch.Size(shape), code, self.blocksize, self.quant_type, dtype)
-        return _with_nested_scales(state, NESTED_BLOCKSIZE) if self.double_quant else state
+        return with_nested_scales(state, NESTED_BLOCKSIZE) if self.double_quant else state
 
 
 class _Int8:
@@ -197,9 +200,7 @@ class _Int8:
         columns = weight.shape[1]
         codes, scales, error = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0]), _Error()
         for start, piece in weight.pieces(unit=columns):
-            # The public package rounds the weight to fp16 first; the bytes are to be its.
-            rows = piece.view(-1, columns).to(device, torch.float16)
-            q, absmax, _ = torch.ops.bnb_core.int8_vectorwise_quant(rows)
+            q, absmax = int8_weight_quant(piece.view(-1, columns).to(device))
             error.add(piece, torch.ops.bnb_core.int8_vectorwise_dequant(q, absmax).flatten())
             row = start // columns
             codes[row : row + len(q)].copy_(q)

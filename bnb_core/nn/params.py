@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from bnb_core.functional import DEFAULT_4BIT_BLOCKSIZE, quantize_4bit
+from bnb_core.functional.fourbit import DEFAULT_4BIT_BLOCKSIZE, quantize_4bit
+from bnb_core.functional.int8 import int8_weight_quant
 from bnb_core.ops_registry.checks import ceil_div
 from bnb_core.quant_state import PACKED_KEYS, QuantState
 
@@ -395,7 +396,7 @@ class Int8Params(QuantizedParameter):
         return not self.has_fp16_weights
 
     def _quantize(self, data: Tensor) -> Int8Params:
-        codes, scales, _ = torch.ops.bnb_core.int8_vectorwise_quant(data)
+        codes, scales = int8_weight_quant(data)
         _warn_of_non_finite(scales, "rows")
         return self.adopt(codes, False, SCB=scales)
 
