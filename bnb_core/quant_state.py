@@ -14,11 +14,9 @@ from torch import Tensor
 from .ops_registry import QUANT_TYPES
 from .ops_registry.checks import ceil_div
 from .ops_registry.codebooks import four_bit
+from .ops_registry.formats import NESTED_BLOCKSIZE
 
 __all__ = ["PACKED_KEYS", "QuantState", "pack_dict_to_tensor", "unpack_tensor_to_dict"]
-
-# The operators take nested statistics in groups of this many scales; others are dequantized first.
-NESTED_BLOCKSIZE = 256
 
 _JSON_PREFIX = "bitsandbytes__"
 _NESTED_KEYS = ("nested_absmax", "nested_quant_map")
@@ -102,6 +100,7 @@ class QuantState:
 
     def statistics(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """`absmax, absmax_8bit, absmax_code, absmax_offset` as `gemm_4bit` and `embedding_4bit` take them."""
+        # The operators take nested statistics in groups of one size; others are dequantized first.
         if self.state2 is None or self.state2.blocksize != NESTED_BLOCKSIZE:
             return self.scales(), None, None, None
         return self.state2.absmax, self.absmax, self.state2.code, self.offset

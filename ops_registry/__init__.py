@@ -1,7 +1,7 @@
 """What every operator of bnb_core is: schemas, checks, fakes, cases, the kernel table and how a kernel is chosen.
 
-Start reading at `op.py` (what an operator consists of), then `ops/` (the operators), `kernels.py` (a row of the
-kernel table) and `dispatch.py` (how a call finds its kernel).
+Start reading at `op.py` (what an operator consists of), then `ops/` (the operators) and `cases/` (their inputs for the
+tests), `kernels.py` (a row of the kernel table) and `dispatch.py` (how a call finds its kernel).
 """
 
 if __name__ != "bnb_core.ops_registry":
@@ -9,6 +9,7 @@ if __name__ != "bnb_core.ops_registry":
         f"the package {__name__!r} is part of bnb_core and has one name only: write `import bnb_core.ops_registry`"
     )
 
+from . import ops
 from .cases import BadCase, Case
 from .discovery import API_VERSION, BackendRecord, BackendUnavailable, backends, discover
 from .dispatch import (
@@ -24,9 +25,9 @@ from .dispatch import (
     reset_kernel_counts,
     unregister_kernel,
 )
+from .formats import OPTIMIZER_STATES, QUANT_TYPES
 from .kernels import Kernel, kernels_for
 from .op import OPS, Op
-from .ops import OPTIMIZER_STATES, QUANT_TYPES
 from .tolerance import EXACT, Tolerance, differences
 
 define_all()
@@ -55,6 +56,7 @@ __all__ = [
     "force",
     "kernel_counts",
     "kernels_for",
+    "ops",
     "register_kernels",
     "reset_kernel_counts",
     "unregister_kernel",

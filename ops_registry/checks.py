@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Check", "ceil_div", "product"]
+__all__ = ["Check", "ceil_div", "product", "row_count"]
 
 
 def ceil_div(a: Any, b: int) -> Any:
@@ -25,6 +25,11 @@ def product(sizes: Sequence[Any]) -> Any:
     for size in sizes:
         result = result * size
     return result
+
+
+def row_count(A: torch.Tensor) -> Any:
+    """How many rows `[..., K]` has: the product of its leading sizes."""
+    return product(A.shape[:-1])
 
 
 def _name(dtype: torch.dtype) -> str:

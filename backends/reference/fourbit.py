@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from bnb_core.ops_registry.codebooks import four_bit
+from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
 
 from .blockwise import CHUNK, block_slices, decision_table, dequantize_blockwise, encode, scale_blocks
 from .product import fp32_product
-
-NESTED_BLOCKSIZE = 256
 
 
 def quantize_4bit(

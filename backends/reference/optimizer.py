@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-from .blockwise import as_blocks, decision_table, dequantize_blockwise, encode
+from bnb_core.ops_registry.formats import STATE_BLOCKSIZE
 
-STATE_BLOCKSIZE = 256
+from .blockwise import as_blocks, decision_table, dequantize_blockwise, encode
 
 Moments = Sequence[torch.Tensor]
 TensorList = Sequence[torch.Tensor]

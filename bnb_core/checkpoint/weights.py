@@ -17,7 +17,8 @@ from bnb_core.functional.blockwise import with_nested_scales
 from bnb_core.functional.fourbit import DEFAULT_4BIT_BLOCKSIZE
 from bnb_core.functional.int8 import int8_weight_quant
 from bnb_core.functional.tables import get_4bit_type
-from bnb_core.quant_state import NESTED_BLOCKSIZE, QuantState
+from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
+from bnb_core.quant_state import QuantState
 
 from .files import DTYPES, CheckpointError, ShardReader, TensorInfo
 

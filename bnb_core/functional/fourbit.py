@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnb_core.quant_state import NESTED_BLOCKSIZE, QuantState
+from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
+from bnb_core.quant_state import QuantState
 
 from .blockwise import with_nested_scales
 from .buffers import copied_to

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops_registry.codebooks import dynamic_map
-from ..ops_registry.ops.optimizer import BLOCKWISE, OPTIMIZER_STATES
+from ..ops_registry.formats import BLOCKWISE, OPTIMIZER_STATES
 
 __all__ = ["KBitOptimizer"]
 

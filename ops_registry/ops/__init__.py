@@ -1,7 +1,5 @@
-"""The operators, by family: `blockwise`, `fourbit`, `int8`, `optimizer`, `statistics`."""
+"""The operators, by family; importing this defines them."""
 
 from . import blockwise, fourbit, int8, optimizer, statistics
-from .fourbit import QUANT_TYPES
-from .optimizer import OPTIMIZER_STATES
 
-__all__ = ["OPTIMIZER_STATES", "QUANT_TYPES", "blockwise", "fourbit", "int8", "optimizer", "statistics"]
+__all__ = ["blockwise", "fourbit", "int8", "optimizer", "statistics"]

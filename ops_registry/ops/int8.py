@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..cases import FLOATS, BadCase, Case, Maker
-from ..checks import Check, product
+from ..cases import int8 as inputs
+from ..checks import Check, row_count
+from ..formats import FLOATS, LARGEST_K
 from ..op import Op, Result, define
 from ..tolerance import EXACT, Tolerance
-
-# 131071 products of 128 * 128 are the most that int32 holds.
-LARGEST_K = 131071
 
 SCALED = Tolerance({torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3})
 PRODUCT = Tolerance({torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 2e-2})
@@ -28,10 +26,6 @@ _mm_dequant = Check("int8_mm_dequant")
 _scaled = Check("int8_scaled_mm")
 _mixed = Check("int8_mixed_scaled_mm")
 _linear = Check("int8_linear")
-
-
-def _rows(A: Tensor) -> Any:
-    return product(A.shape[:-1])
 
 
 def _check_activations(check: Check, A: Tensor, threshold: float) -> None:
@@ -82,7 +76,7 @@ def _check_quant(A: Tensor, threshold: float = 0.0) -> None:
 
 def _quant_results(A: Tensor, threshold: float = 0.0) -> tuple[Result | None, ...]:
     outliers = Result((None,), torch.int64) if threshold > 0 else None
-    return Result(A.shape, torch.int8), Result((_rows(A),), torch.float32), outliers
+    return Result(A.shape, torch.int8), Result((row_count(A),), torch.float32), outliers
 
 
 def _check_mask(A: Tensor, threshold: float) -> None:
@@ -92,7 +86,7 @@ def _check_mask(A: Tensor, threshold: float) -> None:
 def _mask_results(A: Tensor, threshold: float) -> tuple[Result, ...]:
     return (
         Result(A.shape, torch.int8),
-        Result((_rows(A),), torch.float32),
+        Result((row_count(A),), torch.float32),
         Result((A.shape[-1],), torch.bool),
     )
 
@@ -100,7 +94,7 @@ def _mask_results(A: Tensor, threshold: float) -> tuple[Result, ...]:
 def _check_dequant(A: Tensor, stats: Tensor) -> None:
     _dequant.dtype("A", A, (torch.int8,))
     _dequant.at_least_1d("A", A)
-    _check_stats(_dequant, "stats", stats, _rows(A), lambda: f"A of shape {tuple(A.shape)}")
+    _check_stats(_dequant, "stats", stats, row_count(A), lambda: f"A of shape {tuple(A.shape)}")
     _dequant.one_device(A, stats=stats)
 
 
@@ -115,7 +109,7 @@ def _check_double(A: Tensor, threshold: float = 0.0) -> None:
 def _double_results(A: Tensor, threshold: float = 0.0) -> tuple[Result | None, ...]:
     codes, columns = Result(A.shape, torch.int8), Result((A.shape[-1],), torch.float32)
     outliers = Result((None,), torch.int64) if threshold > 0 else None
-    return codes, codes, Result((_rows(A),), torch.float32), columns, outliers
+    return codes, codes, Result((row_count(A),), torch.float32), columns, outliers
 
 
 def _check_mm(A: Tensor, B: Tensor) -> None:
@@ -132,7 +126,7 @@ def _check_mm_dequant(
 ) -> None:
     _mm_dequant.dtype("A", A, (torch.int32,))
     _mm_dequant.at_least_1d("A", A)
-    _check_stats(_mm_dequant, "row_stats", row_stats, _rows(A), lambda: f"A of shape {tuple(A.shape)}")
+    _check_stats(_mm_dequant, "row_stats", row_stats, row_count(A), lambda: f"A of shape {tuple(A.shape)}")
     _check_stats(_mm_dequant, "col_stats", col_stats, A.shape[-1], lambda: f"A of shape {tuple(A.shape)}")
     _check_output_dtype(_mm_dequant, dtype)
     _check_bias(_mm_dequant, bias, A.shape[-1])
@@ -154,7 +148,7 @@ def _check_scaled(
     dtype: torch.dtype | None = None,
 ) -> None:
     _check_product(_scaled, A, B)
-    _check_stats(_scaled, "row_stats", row_stats, _rows(A), lambda: f"A of shape {tuple(A.shape)}")
+    _check_stats(_scaled, "row_stats", row_stats, row_count(A), lambda: f"A of shape {tuple(A.shape)}")
     _check_stats(_scaled, "col_stats", col_stats, B.shape[0], lambda: f"B of shape {tuple(B.shape)}")
     _check_output_dtype(_scaled, dtype)
     _check_bias(_scaled, bias, B.shape[0])
@@ -184,7 +178,7 @@ def _check_mixed(
     _mixed.dtype("A", A, FLOATS)
     _check_product(_mixed, CA, CB, ("CA", "CB"))
     _mixed.shape("A", A, CA.shape)
-    _check_stats(_mixed, "SCA", SCA, _rows(CA), lambda: f"CA of shape {tuple(CA.shape)}")
+    _check_stats(_mixed, "SCA", SCA, row_count(CA), lambda: f"CA of shape {tuple(CA.shape)}")
     _check_stats(_mixed, "SCB", SCB, CB.shape[0], lambda: f"CB of shape {tuple(CB.shape)}")
     if outlier_cols is not None:
         _mixed.dtype("outlier_cols", outlier_cols, (torch.int64,))
@@ -205,7 +199,7 @@ def _mixed_results(
     outliers = 0 if outlier_cols is None else outlier_cols.shape[0]
     # A symbolic number of columns counts as some.
     none = isinstance(outliers, int) and outliers == 0
-    columns = (0,) if none else (_rows(A), outliers)
+    columns = (0,) if none else (row_count(A), outliers)
     return Result((*A.shape[:-1], CB.shape[0]), A.dtype), Result(columns, A.dtype)
 
 
@@ -225,215 +219,14 @@ def _linear_results(
     return (Result((*A.shape[:-1], CB.shape[0]), A.dtype),)
 
 
-# -- cases ---------------------------------------------------------------------------------------------------------
-
-
-def _activations(make: Maker, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal values, with two columns that hold outliers where there is room for them."""
-    A = make.normal(*shape, dtype=dtype)
-    if A.numel() > 4 and shape[-1] > 3:
-        A.view(-1, shape[-1])[0, 1] = 9
-        A.view(-1, shape[-1])[-1, 3] = -20
-    return A
-
-
-def _activation_cases(make: Maker, thresholds: tuple[float, ...]) -> Iterator[Case]:
-    shapes: list[tuple[int, ...]] = [(12, 72), (1, 64), (2, 3, 40), (5,), (0, 8), (3, 0)]
-    if make.full:
-        shapes += [(17, 1000), (64, 4096), (1, 1)]
-    for dtype in FLOATS:
-        for threshold in thresholds:
-            for shape in shapes:
-                yield Case(
-                    f"{dtype} {list(shape)} threshold {threshold}", (_activations(make, *shape, dtype=dtype), threshold)
-                )
-    for threshold in thresholds:
-        A = _activations(make, 6, 40)
-        A[2] = 0
-        yield Case(f"zero row threshold {threshold}", (A, threshold))
-        A = _activations(make, 6, 40)
-        A[1, 5], A[2, 6], A[3, 7] = torch.nan, torch.inf, -torch.inf
-        yield Case(f"NaN and Inf threshold {threshold}", (A, threshold))
-        yield Case(f"strided threshold {threshold}", (make.strided(_activations(make, 6, 40)), threshold))
-    yield Case("ties to even", (make.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 127.0]]), thresholds[0]))
-    yield Case("no outlier", (make.normal(4, 32), 100.0))
-
-
-def _products(make: Maker) -> Iterator[tuple[str, Tensor, Tensor]]:
-    shapes: list[tuple[tuple[int, ...], int]] = [((12, 72), 40), ((1, 64), 5), ((2, 3, 33), 7), ((9,), 4)]
-    shapes += [((0, 8), 3), ((3, 8), 0), ((3, 0), 4), ((2, 3000), 3)]
-    if make.full:
-        shapes += [((64, 4096), 33), ((2, LARGEST_K), 2)]
-    for shape, columns in shapes:
-        yield f"{list(shape)} x {columns}", make.int8(*shape), make.int8(columns, shape[-1])
-    yield (
-        "extremes",
-        torch.full((2, 2048), -128, dtype=torch.int8, device=make.device),
-        torch.full((2, 2048), -128, dtype=torch.int8, device=make.device),
-    )
-    yield "strided", make.strided(make.int8(4, 24)), make.int8(24, 6).t()
-
-
-def _mm_cases(make: Maker) -> Iterator[Case]:
-    for name, A, B in _products(make):
-        yield Case(name, (A, B))
-
-
-def _dequant_cases(make: Maker) -> Iterator[Case]:
-    for shape in ((4, 33), (2, 3, 8), (0, 8), (7,)):
-        A = make.int8(*shape)
-        yield Case(f"{list(shape)}", (A, make.positive(int(_rows(A)))))
-    yield Case("strided", (make.strided(make.int8(4, 33)), make.strided(make.positive(4))))
-    yield Case("NaN row", (make.int8(3, 8), make.tensor([1.0, torch.nan, 0.0])))
-
-
-def _mm_dequant_cases(make: Maker) -> Iterator[Case]:
-    for dtype in (None, *FLOATS):
-        for shape in ((12, 40), (2, 3, 8), (0, 8), (3, 0), (5,)):
-            A = make.integers(*shape, low=-(10**6), high=10**6, dtype=torch.int32)
-            stats = make.positive(int(_rows(A))), make.positive(shape[-1])
-            yield Case(f"{dtype} {list(shape)}", (A, *stats, dtype))
-            yield Case(
-                f"{dtype} {list(shape)} bias", (A, *stats, dtype, make.normal(shape[-1], dtype=dtype or torch.float16))
-            )
-    A = make.strided(make.integers(6, 9, low=-99, high=99, dtype=torch.int32))
-    yield Case("strided", (A, make.positive(6), make.positive(9), torch.float32, make.normal(9)))
-
-
-def _scaled_cases(make: Maker) -> Iterator[Case]:
-    for name, A, B in _products(make):
-        stats = make.positive(int(_rows(A))), make.positive(B.shape[0])
-        yield Case(name, (A, B, *stats))
-        for dtype in FLOATS:
-            yield Case(f"{dtype} {name}", (A, B, *stats, make.normal(B.shape[0], dtype=dtype), dtype))
-
-
-def _mixed_cases(make: Maker) -> Iterator[Case]:
-    for dtype in FLOATS:
-        for shape, columns in (((12, 72), 40), ((2, 3, 33), 7), ((1, 64), 5), ((0, 8), 3)):
-            A, CB = make.normal(*shape, dtype=dtype), make.int8(columns, shape[-1])
-            args = (A, make.int8(*shape), CB, make.positive(int(_rows(A))), make.positive(columns))
-            yield Case(f"{dtype} {list(shape)} none", args)
-            bias = make.normal(columns, dtype=dtype)
-            for outliers in ([], [3], [0, 5, 7]):
-                cols = make.tensor(outliers, torch.int64)
-                yield Case(f"{dtype} {list(shape)} outliers {outliers}", (*args, cols, bias))
-
-
-def _linear_cases(make: Maker) -> Iterator[Case]:
-    for dtype in FLOATS:
-        for threshold in (0.0, 6.0):
-            for shape, columns in (((12, 72), 40), ((2, 3, 33), 7), ((1, 64), 5), ((9,), 4), ((0, 8), 3), ((3, 0), 4)):
-                A = _activations(make, *shape, dtype=dtype)
-                args = (A, make.int8(columns, shape[-1]), make.positive(columns))
-                yield Case(f"{dtype} {list(shape)} threshold {threshold}", (*args, None, threshold))
-                bias = make.normal(columns, dtype=dtype)
-                yield Case(f"{dtype} {list(shape)} threshold {threshold} bias", (*args, bias, threshold))
-    A = make.strided(_activations(make, 6, 40))
-    yield Case("strided", (A, make.int8(40, 8).t(), make.positive(8), make.normal(8), 6.0))
-
-
-def _bad_activations(make: Maker) -> Iterator[BadCase]:
-    yield BadCase("A dtype", (make.normal(3, 8).double(), 0.5), "A is float64, expected float32, float16 or bfloat16")
-    yield BadCase("A int8", (make.int8(3, 8), 0.5), "A is int8, expected float32")
-    yield BadCase("A scalar", (make.tensor(1.0), 0.5), "A is a scalar, expected at least 1 dimension")
-    yield BadCase("threshold", (make.normal(3, 8), -1.0), "threshold is -1.0, expected at least 0")
-    yield BadCase("NaN threshold", (make.normal(3, 8), float("nan")), "threshold is nan, expected at least 0")
-
-
-def _bad_dequant(make: Maker) -> Iterator[BadCase]:
-    A = make.int8(3, 8)
-    yield BadCase("A dtype", (A.int(), make.positive(3)), "A is int32, expected int8")
-    yield BadCase("A scalar", (make.tensor(1, torch.int8), make.positive(1)), "A is a scalar")
-    yield BadCase("stats", (A, make.positive(8)), r"stats has 8 elements, but A of shape \(3, 8\) needs 3")
-    yield BadCase("stats dtype", (A, make.positive(3).half()), "stats is float16, expected float32")
-    yield BadCase("device", (A, make.positive(3).to("meta")), "is on .*, expected .* as the other tensors")
-
-
-def _changer(good: dict[str, Any]) -> Callable[..., tuple[Any, ...]]:
-    return lambda **changed: tuple((good | changed).values())
-
-
-def _bad_product(make: Maker, args: Callable[..., tuple[Any, ...]], a: str = "A", b: str = "B") -> Iterator[BadCase]:
-    """What every product of A `[3, 16]` and B `[5, 16]` refuses."""
-    yield BadCase(f"{b} dtype", args(**{b: make.bytes(5, 16)}), f"{b} is uint8, expected int8")
-    yield BadCase(f"{b} dims", args(**{b: make.int8(16)}), f"{b} has 1 dimensions, expected 2")
-    yield BadCase("widths", args(**{b: make.int8(5, 15)}), rf"{a} has shape \(3, 16\), expected 15 as its last size")
-    yield BadCase("device", args(**{b: make.int8(5, 16).to("meta")}), "is on .*, expected .* as the other tensors")
-
-
-def _bad_mm(make: Maker) -> Iterator[BadCase]:
-    args = _changer({"A": make.int8(3, 16), "B": make.int8(5, 16)})
-    yield from _bad_product(make, args)
-    yield BadCase("A dtype", args(A=make.normal(3, 16)), "A is float32, expected int8")
-    wide = make.int8(1, LARGEST_K + 1)
-    yield BadCase("overflow", args(A=wide, B=wide), "B has 131072 columns, expected at most 131071")
-
-
-def _bad_mm_dequant(make: Maker) -> Iterator[BadCase]:
-    A = make.integers(3, 5, low=-99, high=99, dtype=torch.int32)
-    args = _changer(
-        {"A": A, "row_stats": make.positive(3), "col_stats": make.positive(5), "dtype": torch.float32, "bias": None}
-    )
-    yield BadCase("A dtype", args(A=A.long()), "A is int64, expected int32")
-    yield BadCase("A scalar", args(A=A[0, 0]), "A is a scalar")
-    yield BadCase("row_stats", args(row_stats=make.positive(5)), "row_stats has 5 elements, but .* needs 3")
-    yield BadCase("col_stats", args(col_stats=make.positive(3)), "col_stats has 3 elements, but .* needs 5")
-    yield BadCase("stats dtype", args(col_stats=make.bytes(5)), "col_stats is uint8, expected float32")
-    yield BadCase("dtype", args(dtype=torch.int32), "dtype is int32, expected float32")
-    yield BadCase("bias", args(bias=make.normal(3)), r"bias has shape \(3,\), expected \(5,\)")
-    yield BadCase("bias dtype", args(bias=make.int8(5)), "bias is int8, expected float32")
-    yield BadCase("device", args(row_stats=make.positive(3).to("meta")), "is on .*, expected .* as the other tensors")
-
-
-def _bad_scaled(make: Maker) -> Iterator[BadCase]:
-    args = _changer(
-        {"A": make.int8(3, 16), "B": make.int8(5, 16), "row_stats": make.positive(3), "col_stats": make.positive(5)}
-        | {"bias": None, "dtype": torch.bfloat16}
-    )
-    yield from _bad_product(make, args)
-    yield BadCase("row_stats", args(row_stats=make.positive(5)), "row_stats has 5 elements, but .* needs 3")
-    yield BadCase("col_stats", args(col_stats=make.positive(4)), "col_stats has 4 elements, but .* needs 5")
-    yield BadCase("bias", args(bias=make.normal(1, 5)), r"bias has shape \(1, 5\), expected \(5,\)")
-    yield BadCase("dtype", args(dtype=torch.float64), "dtype is float64, expected float32")
-
-
-def _bad_mixed(make: Maker) -> Iterator[BadCase]:
-    args = _changer(
-        {"A": make.normal(3, 16), "CA": make.int8(3, 16), "CB": make.int8(5, 16), "SCA": make.positive(3)}
-        | {"SCB": make.positive(5), "outlier_cols": None, "bias": None}
-    )
-    yield from _bad_product(make, args, "CA", "CB")
-    yield BadCase("A dtype", args(A=make.int8(3, 16)), "A is int8, expected float32")
-    yield BadCase("A shape", args(A=make.normal(4, 16)), r"A has shape \(4, 16\), expected \(3, 16\)")
-    yield BadCase("SCA", args(SCA=make.positive(4)), "SCA has 4 elements, but .* needs 3")
-    yield BadCase("SCB", args(SCB=make.positive(3)), "SCB has 3 elements, but .* needs 5")
-    yield BadCase("outliers", args(outlier_cols=make.tensor([1], torch.int32)), "outlier_cols is int32, expected int64")
-    yield BadCase("outlier dims", args(outlier_cols=make.tensor([[1]], torch.int64)), "outlier_cols has 2 dimensions")
-    yield BadCase("bias", args(bias=make.normal(3)), r"bias has shape \(3,\), expected \(5,\)")
-
-
-def _bad_linear(make: Maker) -> Iterator[BadCase]:
-    args = _changer(
-        {"A": make.normal(3, 16), "CB": make.int8(5, 16), "SCB": make.positive(5), "bias": None, "threshold": 6.0}
-    )
-    yield from _bad_product(make, args, "A", "CB")
-    yield BadCase("A dtype", args(A=make.normal(3, 16).double()), "A is float64, expected float32")
-    yield BadCase("A scalar", args(A=make.tensor(1.0)), "A is a scalar")
-    yield BadCase("SCB", args(SCB=make.positive(3)), "SCB has 3 elements, but .* needs 5")
-    yield BadCase("SCB dtype", args(SCB=make.positive(5).half()), "SCB is float16, expected float32")
-    yield BadCase("bias", args(bias=make.normal(3)), r"bias has shape \(3,\), expected \(5,\)")
-    yield BadCase("threshold", args(threshold=-0.5), "threshold is -0.5, expected at least 0")
-
-
 define(
     Op(
         schema="int8_vectorwise_quant(Tensor A, float threshold=0.0)"
         " -> (Tensor q, Tensor row_absmax, Tensor? outlier_cols)",
         check=_check_quant,
         results=_quant_results,
-        cases=lambda make: _activation_cases(make, (0.0, 3.0, 6.0)),
-        bad_cases=_bad_activations,
+        cases=lambda make: inputs.activation_cases(make, (0.0, 3.0, 6.0)),
+        bad_cases=inputs.bad_activations,
         tolerance=EXACT,
         doc="""Quantizes each row to int8 by its largest magnitude: `round(A * (127 / row_absmax))`, ties to even.
 
@@ -451,8 +244,8 @@ define(
         " -> (Tensor q, Tensor row_absmax, Tensor outlier_mask)",
         check=_check_mask,
         results=_mask_results,
-        cases=lambda make: _activation_cases(make, (0.0, 3.0, 6.0)),
-        bad_cases=_bad_activations,
+        cases=lambda make: inputs.activation_cases(make, (0.0, 3.0, 6.0)),
+        bad_cases=inputs.bad_activations,
         tolerance=EXACT,
         doc="""`int8_vectorwise_quant` with the outlier columns as a mask `[K]`, so that no shape depends on data.""",
     )
@@ -463,8 +256,8 @@ define(
         schema="int8_vectorwise_dequant(Tensor A, Tensor stats) -> Tensor",
         check=_check_dequant,
         results=_dequant_results,
-        cases=_dequant_cases,
-        bad_cases=_bad_dequant,
+        cases=inputs.dequant_cases,
+        bad_cases=inputs.bad_dequant,
         tolerance=Tolerance({torch.float32: 1e-6}),
         doc="""The fp32 values of row-wise int8 codes: `A * stats / 127`. A: int8 `[..., K]`. stats: fp32 per row.""",
     )
@@ -476,8 +269,8 @@ define(
         " -> (Tensor q_row, Tensor q_col, Tensor row_absmax, Tensor col_absmax, Tensor? outlier_cols)",
         check=_check_double,
         results=_double_results,
-        cases=lambda make: _activation_cases(make, (0.0, 6.0)),
-        bad_cases=_bad_activations,
+        cases=lambda make: inputs.activation_cases(make, (0.0, 6.0)),
+        bad_cases=inputs.bad_activations,
         tolerance=EXACT,
         doc="""Quantizes to int8 by rows and by columns; outliers as in `int8_vectorwise_quant`.
 
@@ -491,8 +284,8 @@ define(
         schema="int8_mm(Tensor A, Tensor B) -> Tensor",
         check=_check_mm,
         results=_mm_results,
-        cases=_mm_cases,
-        bad_cases=_bad_mm,
+        cases=inputs.mm_cases,
+        bad_cases=inputs.bad_mm,
         out=("out",),
         tolerance=EXACT,
         doc="""The exact int32 product `A @ B.T` of int8 A `[..., K]` and B `[N, K]`; K ≤ 131071 cannot overflow.""",
@@ -505,8 +298,8 @@ define(
         "Tensor? bias=None) -> Tensor",
         check=_check_mm_dequant,
         results=_mm_dequant_results,
-        cases=_mm_dequant_cases,
-        bad_cases=_bad_mm_dequant,
+        cases=inputs.mm_dequant_cases,
+        bad_cases=inputs.bad_mm_dequant,
         tolerance=SCALED,
         doc="""An int32 product in real units: `A * row_stats * col_stats * 6.200124e-5 + bias`, fp32, rounded once.
 
@@ -523,8 +316,8 @@ define(
         "ScalarType? dtype=None) -> Tensor",
         check=_check_scaled,
         results=_scaled_results,
-        cases=_scaled_cases,
-        bad_cases=_bad_scaled,
+        cases=inputs.scaled_cases,
+        bad_cases=inputs.bad_scaled,
         tolerance=SCALED,
         doc="""`int8_mm`, then `int8_mm_dequant`. A: int8 `[..., K]`. B: int8 `[N, K]`. dtype: None means fp16.""",
     )
@@ -536,8 +329,8 @@ define(
         "Tensor? outlier_cols=None, Tensor? bias=None) -> (Tensor out, Tensor? subA)",
         check=_check_mixed,
         results=_mixed_results,
-        cases=_mixed_cases,
-        bad_cases=_bad_mixed,
+        cases=inputs.mixed_cases,
+        bad_cases=inputs.bad_mixed,
         tolerance=PRODUCT,
         doc="""The int8 product plus the product of the outlier columns in A's dtype, accumulated in fp32.
 
@@ -555,8 +348,8 @@ define(
         schema="int8_linear(Tensor A, Tensor CB, Tensor SCB, Tensor? bias=None, float threshold=0.0) -> Tensor",
         check=_check_linear,
         results=_linear_results,
-        cases=_linear_cases,
-        bad_cases=_bad_linear,
+        cases=inputs.linear_cases,
+        bad_cases=inputs.bad_linear,
         tolerance=PRODUCT,
         doc="""A linear layer with an int8 weight: quantize A by rows, multiply, add outliers and bias, in one call.
 

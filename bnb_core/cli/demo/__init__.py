@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, default=Path("demo-output"), help="folder of pictures and numbers (%(default)s)"
     )
     parser.add_argument(
-        "--workdir", type=Path, help="folder that keeps the checkpoints, about 700 MB (else a temporary one, removed)"
+        "--workdir", type=Path, help="folder that keeps the checkpoints, about 800 MB (else a temporary one, removed)"
     )
     parser.add_argument(
         "--dtype",

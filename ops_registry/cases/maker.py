@@ -1,22 +1,21 @@
 """Inputs for every operator: valid ones, and bad ones with the error they must raise.
 
-A `Maker` builds them on a device from a fixed seed; the operators' generators in `ops/` say which. The tests,
+A `Maker` builds them on a device from a fixed seed; the modules beside this one say which. The tests,
 `opcheck`, the conformance run and the op table of the docs all come from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from .checks import ceil_div, product
+from ..checks import ceil_div, product
 
-__all__ = ["FLOATS", "BadCase", "Case", "Level", "Maker", "fresh"]
+__all__ = ["BadCase", "Case", "Level", "Maker", "changer", "fresh"]
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Level = Literal["quick", "full"]
 
 
@@ -90,6 +89,11 @@ class Maker:
         """The same values in a tensor that is not contiguous: every other column of a wider one."""
         wide = torch.stack([tensor, torch.zeros_like(tensor)], dim=-1)
         return wide[..., 0]
+
+
+def changer(good: dict[str, Any]) -> Callable[..., tuple[Any, ...]]:
+    """A function that gives the values of `good` with those that it is told otherwise."""
+    return lambda **changed: tuple((good | changed).values())
 
 
 def fresh(args: Sequence[Any]) -> tuple[Any, ...]:
