@@ -1,6 +1,7 @@
 """Links bnb_core/ops_registry and bnb_core/backends to their folders, so that mypy and editors resolve those names.
 
-Installed copies do not need the links: setup.py maps the folders. Git ignores them.
+An install does not need them, setup.py maps the folders; but an editable install made while they are there relies on
+them. Git ignores them.
 """
 
 from __future__ import annotations
