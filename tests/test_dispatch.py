@@ -176,7 +176,8 @@ def test_entering_inside_a_compiled_region_is_an_error(enter: Callable[[], Any])
         with enter():
             return torch.ops.bnb_core.int8_vectorwise_dequant(x, STATS)
 
-    with pytest.raises(Exception, match="cannot be entered inside a compiled region"):
+    # torch 2.6 says no more of an error in traced code than that there was one.
+    with pytest.raises(Exception, match=r"cannot be entered inside a compiled region|Observed exception"):
         torch.compile(inside, fullgraph=True, backend="eager")(A)
 
 

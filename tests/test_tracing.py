@@ -6,6 +6,7 @@ import io
 
 import pytest
 import torch
+from torch._higher_order_ops.auto_functionalize import can_auto_functionalize
 
 from bnb_core import ops_registry
 
@@ -64,8 +65,9 @@ def test_outlier_columns_are_a_data_dependent_size(threshold: float, device: tor
 
     x = torch.randn(16, 64, device=device)
     compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager")
-    for got, want in zip(compiled(x), quantized(x), strict=True):
-        assert torch.equal(got, want)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        for got, want in zip(compiled(x), quantized(x), strict=True):
+            assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -104,6 +106,10 @@ def test_dynamic_weight_shape(device: torch.device) -> None:
         assert torch.equal(compiled(*args), decoded(*args))
 
 
+@pytest.mark.skipif(
+    not can_auto_functionalize(ops.optimizer_step_32bit.default),
+    reason="this torch traces no optional list that is written",
+)
 @pytest.mark.parametrize("states", [1, 2])
 def test_list_step_compiles_and_mutates(states: int, device: torch.device) -> None:
     """The list form in one graph, its optional list of second states given and not given."""
