@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def section(op: Op) -> str:
     form = ", `.out`" if op.out else ""
     counts = f"{len(list(op.each_case('cpu', 'full')))} cases, {len(list(op.each_bad_case('cpu')))} refusals"
     return (
-        f"## {op.name}{form}\n\n```\n{op.schema}\n```\n\n{inspect.cleandoc(op.doc)}\n\n"
+        f"## {op.name}{form}\n\n```\n{op.schema}\n```\n\n{op.doc}\n\n"
         f"Tolerance: {tolerance(op)}. Tested with {counts}.\n"
     )
 

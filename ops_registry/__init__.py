@@ -1,7 +1,7 @@
 """What every operator of bnb_core is: schemas, checks, fakes, cases, the kernel table and how a kernel is chosen.
 
 Start reading at `op.py` (what an operator consists of), then `ops/` (the operators) and `cases/` (their inputs for the
-tests), `kernels.py` (a row of the kernel table) and `dispatch.py` (how a call finds its kernel).
+tests), `kernels.py` (a row of the kernel table), `dispatch.py` and `choosing.py` (how a call finds its kernel).
 """
 
 if __name__ != "bnb_core.ops_registry":
@@ -11,23 +11,14 @@ if __name__ != "bnb_core.ops_registry":
 
 from . import ops
 from .cases import BadCase, Case
+from .choosing import FallbackError, FallbackWarning, devices, kernel_counts, reset_kernel_counts
 from .discovery import API_VERSION, BackendRecord, BackendUnavailable, backends, discover
-from .dispatch import (
-    FallbackError,
-    FallbackWarning,
-    define_all,
-    devices,
-    explain,
-    fallback,
-    force,
-    kernel_counts,
-    register_kernels,
-    reset_kernel_counts,
-    unregister_kernel,
-)
+from .dispatch import define_all, register_kernels, unregister_kernel
+from .explain import explain
 from .formats import OPTIMIZER_STATES, QUANT_TYPES
 from .kernels import Kernel, kernels_for
 from .op import OPS, Op
+from .settings import fallback, force
 from .tolerance import EXACT, Tolerance, differences
 
 define_all()

@@ -165,14 +165,23 @@ _tables: dict[tuple[Values, torch.device], torch.Tensor] = {}
 def as_table(values: Values, device: torch.device | str = "cpu") -> torch.Tensor:
     """`values` as a fp32 tensor on `device`, cached: no caller may write to it."""
     key = (values, torch.device(device))
-    mode_is_plain = type(torch.empty(0, device="cpu")) is torch.Tensor  # a fake tensor must not enter the cache
-    if mode_is_plain and key in _tables:
+    if key in _tables and not _is_traced(torch.empty(0, device="cpu")):
         return _tables[key]
     with torch.inference_mode(False):  # an inference tensor could never be saved for a backward
         table = torch.tensor(values, dtype=torch.float32, device=key[1])
-    if mode_is_plain:
+    if not _is_traced(table):
         _tables[key] = table
     return table
+
+
+def _is_traced(tensor: torch.Tensor) -> bool:
+    """True for fake tensors and the wrappers of torch.func, which must not outlive their trace in the cache."""
+    functorch = torch._C._functorch
+    return (
+        type(tensor) is not torch.Tensor
+        or functorch.is_functorch_wrapped_tensor(tensor)
+        or torch._is_functional_tensor(tensor)
+    )
 
 
 def four_bit(quant_type: str, device: torch.device | str = "cpu") -> torch.Tensor:

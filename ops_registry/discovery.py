@@ -9,19 +9,19 @@ import importlib
 import importlib.metadata
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 from typing import Literal
 
-from .dispatch import check_forced_names, register_kernels
-from .kernels import Kernel
+from .dispatch import register_kernels
+from .kernels import REFERENCE, Kernel
+from .settings import refuse_unknown_names, settings
 
 __all__ = ["API_VERSION", "ENTRY_POINT_GROUP", "BackendRecord", "BackendUnavailable", "backends", "discover", "load"]
 
 API_VERSION = 1
 ENTRY_POINT_GROUP = "bnb_core.backends"
-REFERENCE = "reference"
 
 
 class BackendUnavailable(Exception):
@@ -54,25 +54,25 @@ def load(name: str, source: str, find_module: Callable[[], ModuleType]) -> Backe
     """
     try:
         module = find_module()
+        if getattr(module.__spec__, "_initializing", False):
+            raise ImportError(
+                f"{module.__name__} imports bnb_core while it is being imported itself: import bnb_core first, or let "
+                "the entry point name a module inside that holds the table"
+            )
         found = getattr(module, "API_VERSION", None)
         if found != API_VERSION:
             raise ImportError(f"it is written for API_VERSION {found}, this bnb_core has API_VERSION {API_VERSION}")
         if not module.is_available():
             raise BackendUnavailable("is_available() returned False")
-        kernels = tuple(_of_backend(kernel, module.__name__) for kernel in module.KERNELS)
+        kernels = tuple(replace(kernel, backend=module.__name__) for kernel in module.KERNELS)
         register_kernels(kernels)
         record = BackendRecord(name, source, "loaded", kernels=kernels)
     except BackendUnavailable as error:
         record = BackendRecord(name, source, "unavailable", str(error))
-    except Exception as error:  # noqa: BLE001  a vendor's module may raise anything; none of it may break ours
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a vendor's module may raise anything; none of it may break ours
         record = BackendRecord(name, source, "failed", f"{type(error).__name__}: {error}")
     _records.append(record)
     return record
-
-
-def _of_backend(kernel: Kernel, module: str) -> Kernel:
-    values = {name: getattr(kernel, name) for name in Kernel.__dataclass_fields__}
-    return Kernel(**values | {"backend": module})
 
 
 def discover(package: str) -> None:
@@ -91,4 +91,4 @@ def discover(package: str) -> None:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         load(entry.name, f"entry point {entry.value}", entry.load)
     missing = "".join(f"; backend {r.name} is {r.status}: {r.reason}" for r in _records if r.status != "loaded")
-    check_forced_names(missing)
+    refuse_unknown_names(settings.forced, missing)

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from .op import OPS
 from .tolerance import Tolerance
 
 __all__ = ["ANY_DEVICE", "Kernel", "add_row", "kernels_for", "remove_row", "rows"]
 
 ANY_DEVICE = "any"
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,9 @@ def limited_value(position: tuple[int, str | None], args: tuple[Any, ...]) -> An
     value = args[index]
     if isinstance(value, (list, tuple)) and attribute is not None:
         value = value[0] if value else None
-    return value if value is None or attribute is None else getattr(value, attribute)
+    if value is not None and attribute is not None:
+        value = getattr(value, attribute)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def show(value: Any) -> str:
@@ -120,14 +125,19 @@ def kernels_for(op: str, device: str) -> tuple[Kernel, ...]:
 def add_row(kernel: Kernel) -> None:
     """Adds a row.
 
-    Raises ValueError for an unknown operator, an unknown argument in `limits`, a tolerance looser than the
-    operator's, or a second row of the same (op, device, name), naming both origins.
+    Raises ValueError for an unknown operator, an unknown argument in `limits`, a tolerance looser than the operator's,
+    the device `any` for another than the reference, or a second row of the same (op, device, name), naming both
+    origins.
     """
     if kernel.op not in OPS:
         raise ValueError(f"kernel {kernel.name} is for an operator {kernel.op!r} that does not exist")
     op = OPS[kernel.op]
+    if (kernel.device == ANY_DEVICE) != (kernel.name == REFERENCE):
+        raise ValueError(f"kernel {kernel.name} is for device {kernel.device}, but {ANY_DEVICE} is {REFERENCE}'s alone")
     for key in kernel.limits:
-        op.position(key)
+        attribute = op.position(key)[1]
+        if attribute is not None and not hasattr(torch.Tensor, attribute):
+            raise ValueError(f"kernel {kernel.name} limits {key}, but a tensor has no {attribute}")
     if kernel.tolerance is not None and not kernel.tolerance.within(op.tolerance):
         raise ValueError(
             f"kernel {kernel.name} declares {kernel.tolerance} for {op.name}, looser than the operator's {op.tolerance}"

@@ -7,9 +7,10 @@ docs.
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -82,6 +83,11 @@ class Op:
         return tuple(i for i, a in enumerate(self.parsed.arguments) if a.alias_info and a.alias_info.is_write)
 
     @cached_property
+    def required(self) -> int:
+        """How many arguments have no default."""
+        return sum(not a.has_default_value() for a in self.parsed.arguments)
+
+    @cached_property
     def device_position(self) -> int:
         """Position of the argument whose device is the operator's: its first required tensor."""
         return next(i for i, a in enumerate(self.parsed.arguments) if str(a.type) == "Tensor")
@@ -141,7 +147,7 @@ OPS: dict[str, Op] = {}
 
 
 def define(op: Op) -> Op:
-    """Puts an operator into the table; its documentation is dedented."""
+    """Puts an operator into the table, its documentation dedented."""
     assert op.name not in OPS, f"{op.name} is defined twice"
-    OPS[op.name] = op
+    OPS[op.name] = op = replace(op, doc=inspect.cleandoc(op.doc))
     return op

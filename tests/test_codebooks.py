@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -111,3 +113,13 @@ def test_a_cached_table_stays_out_of_fake_modes() -> None:
     with FakeTensorMode():
         assert (dynamic_map() + 1).shape == (256,)
     assert codebooks.dynamic_map() is real
+
+
+@pytest.mark.parametrize("transform", [torch.func.functionalize, lambda f: torch.func.grad(lambda x: f(x).sum())])
+def test_a_cached_table_stays_out_of_functional_transforms(transform: Callable[..., Any]) -> None:
+    codebooks._tables.clear()
+    transform(lambda x: x * dynamic_map()[255])(torch.ones(2))
+    table = dynamic_map()
+    assert type(table) is torch.Tensor
+    assert not torch._is_functional_tensor(table)
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(table)

@@ -83,6 +83,7 @@ def test_entry_point_backend_runs(tmp_path: Path) -> None:
         (("API_VERSION = 1", ""), "failed", "it is written for API_VERSION None"),
         (("import torch\n", "import torch, no_such_module\n"), "failed", "No module named 'no_such_module'"),
         (("import torch\n", "import torch\n1 / 0\n"), "failed", "ZeroDivisionError"),
+        (("import torch\n", "import torch\nraise SystemExit(3)\n"), "failed", "SystemExit: 3"),
         (("return True", "return False"), "unavailable", "is_available() returned False"),
         (("return True", "raise BackendUnavailable('no card in the slot')"), "unavailable", "no card in the slot"),
         (("op=", "operator="), "failed", "TypeError"),
@@ -123,3 +124,9 @@ def test_forcing_a_backend_from_an_entry_point(tmp_path: Path) -> None:
     install(tmp_path, TOY.replace("KERNELS = (Kernel(", "KERNELS = (Kernel(priority=-1, "))
     assert value_of(run(tmp_path, BNB_CORE_FORCE="acme/fast")) == 42
     assert value_of(run(tmp_path, BNB_CORE_FORCE="reference")) != 42
+
+
+def test_backend_imported_before_the_library_says_what_to_do(tmp_path: Path) -> None:
+    install(tmp_path, TOY)
+    done = run(tmp_path, "import acme" + PROGRAM)
+    assert "acme imports bnb_core while it is being imported itself: import bnb_core first" in record_of(done)

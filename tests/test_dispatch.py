@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,8 +103,11 @@ def test_duplicate_row_names_both_origins_and_registers_nothing() -> None:
         (toy("toy/a", 1, limits={"B.dtype": {torch.int8}}), "has no argument 'B'; it has A, stats"),
         (toy("toy/a", 1, tolerance=Tolerance({torch.float32: 0.1})), "looser than the operator's"),
         (toy("toy/a", 1, tolerance=Tolerance(codes=0.5)), "looser than the operator's"),
+        (toy("toy/a", 1, limits={"A.dtpye": {torch.int8}}), "limits A.dtpye, but a tensor has no dtpye"),
+        (toy("toy/any", 1, device="any"), "toy/any is for device any, but any is reference's alone"),
+        (toy("reference", 1), "reference is for device cpu, but any is reference's alone"),
     ],
-    ids=["unknown op", "unknown argument", "loose relative", "loose codes"],
+    ids=["op", "argument", "relative", "codes", "attribute", "any device", "second reference"],
 )
 def test_bad_row_is_refused(kernel: Kernel, error: str) -> None:
     with pytest.raises(ValueError, match=error):
@@ -143,6 +147,65 @@ def test_force_leaves_operators_without_that_kernel_alone() -> None:
     with registered(toy("toy/a", 1)), bnb_core.force("toy/a"):
         got = torch.ops.bnb_core.int8_mm(A, A)
     assert got.tolist() == [[4, 4], [4, 4]]
+
+
+def test_settings_that_overlap_end_each_by_itself() -> None:
+    """As two threads may have it: the last one entered counts, and nothing is left behind."""
+    reference = call()
+    with registered(toy("toy/a", 1), toy("toy/b", 2)):
+        first, second = bnb_core.force("reference"), bnb_core.force("toy/b")
+        first.__enter__()
+        second.__enter__()
+        assert call() == 2
+        first.__exit__()
+        assert call() == 2
+        second.__exit__()
+        assert call() == 1
+        with first, first:
+            assert call() == reference
+        assert call() == 1
+
+
+def test_threads_that_call_while_rows_come_and_go() -> None:
+    """No call ever runs a kernel that refuses its inputs."""
+    wrong: list[float] = []
+    stop = threading.Event()
+    shapes = {2: torch.ones(2, 4, dtype=torch.int8), 3: torch.ones(2, 1, 4, dtype=torch.int8)}
+
+    def work() -> None:
+        while not stop.is_set():
+            for ndim, codes in shapes.items():
+                value = call(codes)
+                if value >= 2 and value != ndim:
+                    wrong.append(value)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(60):
+        rows = [toy(f"toy/{n}", n, limits={"A.ndim": {n}}) for n in shapes]
+        with registered(rows[0]), registered(rows[1]):
+            call()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_limits_on_lists_of_sizes() -> None:
+    op = "dequantize_4bit"
+    packed, absmax = torch.ops.bnb_core.quantize_4bit(torch.ones(2, 64), 64, "nf4", torch.uint8)
+
+    def kernel(A, absmax, blocksize, quant_type, shape, dtype, out=None):  # type: ignore[no-untyped-def]
+        return torch.full(tuple(shape), 7.0)
+
+    def values(*shape: int) -> float:
+        decoded = torch.ops.bnb_core.dequantize_4bit(packed, absmax, 64, "nf4", shape, torch.float32)
+        return float(decoded.reshape(-1)[0])
+
+    with registered(Kernel(op=op, device="cpu", name="toy/a", fn=kernel, limits={"shape": [(2, 64)]})):
+        assert values(2, 64) == 7
+        assert values(64, 2) == 1
 
 
 def test_forcing_an_unknown_name_is_an_error() -> None:
@@ -202,6 +265,11 @@ def test_unknown_name_in_the_environment_is_an_error() -> None:
     assert done.returncode and "no kernel is named cpu/avx1024; known are" in done.stderr
 
 
+def test_empty_variables_are_as_good_as_none() -> None:
+    done = in_new_process("import bnb_core", BNB_CORE_FORCE="", BNB_CORE_FALLBACK="")
+    assert done.returncode == 0, done.stderr
+
+
 def test_unknown_policy_in_the_environment_is_an_error() -> None:
     done = in_new_process("import bnb_core", BNB_CORE_FALLBACK="maybe")
     assert done.returncode and "BNB_CORE_FALLBACK is 'maybe', expected one of error, warn, allow" in done.stderr
@@ -217,7 +285,7 @@ def call_as_xpu() -> torch.Tensor:
 
 @pytest.fixture
 def refusing_xpu_kernel() -> Iterator[None]:
-    ops_registry.dispatch._State.warned.clear()
+    ops_registry.choosing.warned.clear()
     with registered(toy("toy/xpu", 1, device="xpu", limits={"A.ndim": {3}})):
         yield
 
@@ -233,11 +301,22 @@ def test_fallback_warns_once_with_the_reason() -> None:
 
 @pytest.mark.usefixtures("refusing_xpu_kernel")
 def test_fallback_policy_error_and_allow() -> None:
+    ops_registry.reset_kernel_counts()
     with bnb_core.fallback("error"), pytest.raises(ops_registry.FallbackError, match=r"toy/xpu: A\.ndim is 2"):
         call_as_xpu()
+    assert (OP, "xpu", "reference") not in ops_registry.kernel_counts()
     with bnb_core.fallback("allow"), warnings.catch_warnings():
         warnings.simplefilter("error")
         call_as_xpu()
+
+
+@pytest.mark.usefixtures("refusing_xpu_kernel")
+def test_a_warning_that_is_an_error_stays_one() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(ops_registry.FallbackWarning):
+                call_as_xpu()
 
 
 @pytest.mark.usefixtures("refusing_xpu_kernel")
@@ -247,7 +326,7 @@ def test_forced_reference_is_no_fallback() -> None:
 
 
 def test_device_without_any_kernel_says_so() -> None:
-    plan = ops_registry.dispatch._Plan(ops_registry.OPS[OP], "npu")
+    plan = ops_registry.choosing.Plan(ops_registry.OPS[OP], "npu")
     with pytest.warns(ops_registry.FallbackWarning, match="no kernel is registered for device npu"):
         assert plan.kernel((A, STATS)).is_reference
 
@@ -297,6 +376,9 @@ def test_explain_checks_its_arguments() -> None:
         bnb_core.explain("gemm")
     with pytest.raises(RuntimeError, match="stats has 3 elements"):
         bnb_core.explain(OP, A, torch.ones(3))
+    for args in ((A,), (A, STATS, 1)):
+        with pytest.raises(ValueError, match=r"was given \d arguments, expected those of int8_vectorwise_dequant"):
+            bnb_core.explain(OP, *args)
 
 
 # -- autograd --------------------------------------------------------------------------------------------------------

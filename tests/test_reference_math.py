@@ -833,3 +833,66 @@ def test_list_forms_never_read_the_device(name: str) -> None:
                 *(state["scale1"], state["scale2"], step, lr, *NUMBERS[name], 0.1, 1.0, True),
             )
         statistics.percentile_clipping(g, torch.empty(100), 3)
+
+
+# -- threads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def each_thread_count() -> Iterator[Callable[[Callable[[], Any]], list[Any]]]:
+    before = torch.get_num_threads()
+
+    def results(compute: Callable[[], Any]) -> list[Any]:
+        found = []
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            found.append(compute())
+        return found
+
+    yield results
+    torch.set_num_threads(before)
+
+
+def test_norms_do_not_depend_on_the_number_of_threads(each_thread_count: Callable[..., list[Any]]) -> None:
+    x = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+    found = each_thread_count(lambda: statistics.percentile_clipping(x, torch.ones(100), 1)[0])
+    assert len({float(value) for value in found}) == 1
+    assert abs(float(found[0]) / float(x.double().norm()) - 1) < 1e-6
+
+    def lars() -> torch.Tensor:
+        p, unorm = x.clone(), torch.zeros(1)
+        scalars = (0.01, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+        step, lr = torch.ones(()), torch.full((), 0.1)
+        optimizer.optimizer_step_32bit("lars", [x], [p], [torch.zeros_like(x)], None, [unorm], step, lr, *scalars)
+        return torch.cat([p, unorm])
+
+    first, *others = each_thread_count(lars)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_full_precision_lasts_until_the_last_thread_leaves() -> None:
+    torch.set_float32_matmul_precision("medium")
+    try:
+
+        def setting() -> str:
+            newer = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+            return torch.get_float32_matmul_precision() if newer is None else newer
+
+        before = setting()
+        first, second = product.full_fp32(), product.full_fp32()
+        first.__enter__()
+        full = setting()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert setting() == full != before
+        second.__exit__(None, None, None)
+        assert setting() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_an_empty_parameter_reports_the_norm_of_no_update() -> None:
+    empty, unorm = torch.zeros(0), torch.full((1,), 7.0)
+    scalars = (0.1, 1.0, 0.9, 0.999, 0.0, 0.0, 1e-8, 0.0, 1, 0.1, 1.0)
+    optimizer.optimizer_update_32bit("lamb", empty, empty.clone(), empty.clone(), empty.clone(), unorm, *scalars)
+    assert unorm.item() == 0

@@ -30,7 +30,7 @@ def quantize_4bit(
     table = decision_table(four_bit(quant_type, A.device), merge_equals=False)
     codes, absmax = encode(A.reshape(-1), table, blocksize, by_inverse)
     if codes.numel() % 2:
-        codes = torch.cat([codes, table.nearest(torch.zeros(1, device=A.device))])
+        codes = torch.cat([codes, table.nearest(torch.zeros(1, dtype=torch.float32, device=A.device))])
     packed = (codes[::2] << 4) | codes[1::2]
     packed = F.pad(packed, (0, -packed.numel() % quant_storage.itemsize))
     return packed.view(quant_storage).view(-1, 1), absmax

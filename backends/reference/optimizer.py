@@ -18,6 +18,7 @@ import torch
 from bnb_core.ops_registry.formats import STATE_BLOCKSIZE
 
 from .blockwise import as_blocks, decision_table, dequantize_blockwise, encode
+from .reduction import norm
 
 Moments = Sequence[torch.Tensor]
 TensorList = Sequence[torch.Tensor]
@@ -183,10 +184,10 @@ class NormLimit(NamedTuple):
 
     def factor(self, measured: torch.Tensor) -> torch.Tensor:
         """What brings the norm of `measured` down to `largest`; 1 for a parameter of norm 0, which could never move."""
-        norm = torch.linalg.vector_norm(measured)
+        size = norm(measured)
         if self.unorm is not None:
-            self.unorm.copy_(norm)
-        return torch.where((norm > self.largest) & (self.largest > 0), self.largest / norm, 1.0)
+            self.unorm.copy_(size)
+        return torch.where((size > self.largest) & (self.largest > 0), self.largest / size, 1.0)
 
 
 def update_parameter(
@@ -199,6 +200,8 @@ def update_parameter(
 ) -> None:
     """One step: writes `p`, its states, and the norm of the update where there is a limit to it."""
     if not p.numel():
+        if limit is not None:
+            limit.factor(p)
         return
     rule = RULES[name]
     before = [state.load(p.shape) for state in states]
@@ -254,7 +257,7 @@ def optimizer_step_32bit(
     for i, p in enumerate(params):
         limit = None
         if max_unorm > 0:
-            limit = NormLimit(max_unorm * torch.linalg.vector_norm(p.float()), at(unorm_vec, i))
+            limit = NormLimit(max_unorm * norm(p), at(unorm_vec, i))
         update_parameter(optimizer_name, grads[i], p, plain_states(state1[i], at(state2, i)), s, limit)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .reduction import sum_in_order
+
 
 def percentile_clipping(
     grad: torch.Tensor, gnorm_vec: torch.Tensor, step: int, percentile: int = 5
@@ -13,7 +15,7 @@ def percentile_clipping(
     The clip value is the root of the entry that has `percentile` of the 100 entries below it; the scale is clip value
     over current norm where the norm is larger, else 1.
     """
-    norm_squared = grad.float().square().sum()
+    norm_squared = sum_in_order(grad.float().square())
     gnorm_vec[step % gnorm_vec.numel()].copy_(norm_squared)
     current = norm_squared.sqrt()
     clip_value = torch.sort(gnorm_vec).values[percentile].sqrt()

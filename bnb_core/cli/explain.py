@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import inspect
 
 from bnb_core.ops_registry import OPS, explain
 
@@ -26,6 +25,6 @@ def run(args: argparse.Namespace) -> int:
         near = difflib.get_close_matches(name, OPS, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(OPS)}"
         raise CommandError(f"there is no operator {name}; {hint}")
-    print(inspect.cleandoc(OPS[name].doc), end="\n\n")
+    print(OPS[name].doc, end="\n\n")
     explain(name, device=args.device)
     return 0

@@ -1,0 +1,149 @@
+"""Which kernel runs: plans, forced kernels, the fall back to the reference, and how often each ran.
+
+A plan is worked out from the kernel table for the arguments' limited values (dtypes, block size, …) and kept until the
+epoch changes: by a registration, by `force()` or by `fallback()`. Choosing happens in the call, so that compiled and
+exported programs obey both.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from .kernels import Kernel, kernels_for, limited_value, rows
+from .op import NAMESPACE, Op
+from .settings import settings
+
+__all__ = [
+    "FallbackError",
+    "FallbackWarning",
+    "Plan",
+    "devices",
+    "forced_kernel",
+    "kernel_counts",
+    "plan_of",
+    "reset_kernel_counts",
+]
+
+
+class FallbackWarning(UserWarning):
+    """An operator ran on the reference on an accelerator."""
+
+
+class FallbackError(RuntimeError):
+    """An operator has no kernel of its own for these inputs, and the fallback policy is `error`."""
+
+
+# (operator, device, reason) that a FallbackWarning has named.
+warned: set[tuple[str, str, str]] = set()
+
+
+@dataclass
+class _Choice:
+    """The kernels that may run for one combination of limited values, best first; the last one always may."""
+
+    kernels: list[Kernel]
+    refused: list[tuple[Kernel, str]]
+
+
+@dataclass
+class _Choices:
+    """The choices of one epoch, by the values of the arguments that any row limits."""
+
+    epoch: int
+    keys: tuple[tuple[int, str | None], ...]
+    found: dict[tuple[Any, ...], _Choice] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """The choices of one (operator, device), and how often each kernel ran."""
+
+    op: Op
+    device: str
+    choices: _Choices = field(default_factory=lambda: _Choices(-1, ()))
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def kernel(self, args: tuple[Any, ...]) -> Kernel:
+        choices = self.choices  # replaced as a whole, so that threads never mix two epochs
+        epoch = settings.epoch  # read before the table: a row added in between must not count as seen
+        if choices.epoch != epoch:
+            table = kernels_for(self.op.name, self.device)
+            keys = dict.fromkeys(self.op.position(key) for kernel in table for key in kernel.limits)
+            choices = self.choices = _Choices(epoch, tuple(keys))
+        key = tuple([limited_value(position, args) for position in choices.keys])
+        choice = choices.found.get(key)
+        if choice is None:
+            choice = choices.found[key] = self._choose(args)
+        for kernel in choice.kernels:
+            if kernel.refusal is None or (reason := kernel.refusal(*args)) is None:
+                if kernel.is_reference and self.device != "cpu" and kernel.name not in settings.forced:
+                    self._fall_back(choice, args)
+                self.calls[kernel.name] = self.calls.get(kernel.name, 0) + 1
+                return kernel
+            if kernel.name in settings.forced:
+                self._refuse_forced(kernel, reason)
+        raise NotImplementedError(f"{NAMESPACE}::{self.op.name} has no kernel for device {self.device}")
+
+    def _choose(self, args: tuple[Any, ...]) -> _Choice:
+        forced = forced_kernel(self.op.name, self.device)
+        candidates = kernels_for(self.op.name, self.device) if forced is None else (forced,)
+        choice = _Choice([], [])
+        for kernel in candidates:
+            reason = kernel.outside_limits(args)
+            if reason is None:
+                choice.kernels.append(kernel)
+                if kernel.refusal is None:
+                    break
+            elif forced is not None:
+                self._refuse_forced(kernel, reason)
+            else:
+                choice.refused.append((kernel, reason))
+        return choice
+
+    def _refuse_forced(self, kernel: Kernel, reason: str) -> None:
+        raise RuntimeError(f"{NAMESPACE}::{self.op.name}: the forced kernel {kernel.name} refuses: {reason}")
+
+    def _fall_back(self, choice: _Choice, args: tuple[Any, ...]) -> None:
+        if settings.policy == "allow":
+            return
+        refusals = [f"{kernel.name}: {reason}" for kernel, reason in choice.refused]
+        refusals += [f"{k.name}: {k.refusal(*args)}" for k in choice.kernels if k.refusal is not None]
+        reason = "; ".join(refusals) or f"no kernel is registered for device {self.device}"
+        sentence = f"{NAMESPACE}::{self.op.name} on {self.device} runs on the slow reference: {reason}"
+        if settings.policy == "error":
+            raise FallbackError(f"{sentence} (the fallback policy is 'error')")
+        if (self.op.name, self.device, reason) not in warned:
+            warnings.warn(sentence, FallbackWarning, stacklevel=2)
+            warned.add((self.op.name, self.device, reason))
+
+
+_plans: dict[tuple[str, str], Plan] = {}
+
+
+def plan_of(op: Op, device: str) -> Plan:
+    """The one plan of an operator on a device type."""
+    plan = _plans.get((op.name, device))
+    return _plans.setdefault((op.name, device), Plan(op, device)) if plan is None else plan
+
+
+def forced_kernel(op: str, device: str) -> Kernel | None:
+    """The row that `force` selects for an operator on a device, if it has one of a forced name."""
+    return next((k for name in settings.forced for k in kernels_for(op, device) if k.name == name), None)
+
+
+def kernel_counts() -> dict[tuple[str, str, str], int]:
+    """How often each kernel ran since the start or `reset_kernel_counts()`: (operator, device type, kernel) → calls."""
+    return {(op, device, name): n for (op, device), plan in _plans.items() for name, n in plan.calls.items()}
+
+
+def reset_kernel_counts() -> None:
+    """Sets all counts of `kernel_counts()` to zero."""
+    for plan in _plans.values():
+        plan.calls.clear()
+
+
+def devices() -> tuple[str, ...]:
+    """Device types that have kernels of their own."""
+    return tuple(dict.fromkeys(kernel.device for kernel in rows() if not kernel.is_reference))
