@@ -111,15 +111,15 @@ def matmul_4bit(
     A: fp32, fp16 or bf16 `[…, K]`. B: the packed codes, or their transpose `[1, n]`. bias: `[N]`, any of the float
     dtypes. Returns `[…, N]` in A's dtype, summed in fp32 and rounded once. Differentiable in A and bias.
 
-    Raises ValueError for `out` where a gradient is wanted, RuntimeError from the operator's check.
+    Raises ValueError for `out` where a gradient is wanted and for a state of other than 4-bit codes, RuntimeError from
+    the operator's check.
     """
+    shape, blocksize, quant_type = quant_state.four_bit_format()
     absmax, *nested = quant_state.statistics()
-    weight = (quant_state.shape, quant_state.blocksize, quant_state.quant_type)
     if _traced(A, bias):
         if out is not None:
             raise ValueError(_NO_OUT)
-        return _Gemm4bit.apply(A, B, bias, absmax, *nested, *weight)
-    shape, blocksize, quant_type = weight
+        return _Gemm4bit.apply(A, B, bias, absmax, *nested, shape, blocksize, quant_type)
     args = (A, B, shape, absmax, blocksize, quant_type, bias, *nested)
     if out is None:
         return _ops.gemm_4bit(*args)
@@ -251,10 +251,12 @@ def matmul(
 
 def _codes(B: Tensor, state: MatmulLtState) -> tuple[Tensor, Tensor]:
     """Codes and scales of the state, which it is given here where it has none."""
-    if state.CB is None and B.dtype == torch.int8:
-        state.CB = B
-    elif state.CB is None:
-        state.CB, state.SCB, _ = _ops.int8_vectorwise_quant(B.detach())
-    if state.CB is None or state.SCB is None:
-        raise ValueError("B holds int8 codes, but the state has no SCB: their scales")
-    return state.CB, state.SCB
+    CB, SCB = state.CB, state.SCB
+    if CB is None and B.dtype == torch.int8:
+        CB = B
+    elif CB is None:
+        CB, SCB, _ = _ops.int8_vectorwise_quant(B.detach())
+    if SCB is None:
+        raise ValueError("the weight is int8 codes, but the state has no SCB: their scales")
+    state.CB, state.SCB = CB, SCB
+    return CB, SCB

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,13 +19,14 @@ from .ops_registry.formats import NESTED_BLOCKSIZE
 __all__ = ["PACKED_KEYS", "QuantState", "pack_dict_to_tensor", "unpack_tensor_to_dict"]
 
 _JSON_PREFIX = "bitsandbytes__"
+_TENSORS = ("absmax", "quant_map")
 _NESTED_KEYS = ("nested_absmax", "nested_quant_map")
 _NESTED_VALUES = ("nested_blocksize", "nested_dtype", "nested_offset")
 _VALUES = ("quant_type", "blocksize", "dtype", "shape")
 
 # What as_dict(packed=True) may hold, in its order.
 PACKED_KEYS = (
-    *("absmax", "quant_map"),
+    *_TENSORS,
     *_NESTED_KEYS,
     *(f"quant_state.{_JSON_PREFIX}{quant_type}" for quant_type in QUANT_TYPES),
 )
@@ -73,6 +74,10 @@ class QuantState:
     Two states are equal when every field is, tensors compared by dtype, device and value (NaN equals NaN).
     """
 
+    valid_quant_types: ClassVar[tuple[str, ...]] = tuple(sorted(QUANT_TYPES))
+    valid_qs_type_keys: ClassVar[list[str]] = [_JSON_PREFIX + quant_type for quant_type in valid_quant_types]
+    valid_qs_keys: ClassVar[list[str]] = [*_TENSORS, *_NESTED_KEYS, "quant_state", *_VALUES, *_NESTED_VALUES]
+
     absmax: Tensor
     shape: torch.Size | None = None
     code: Tensor | None = None
@@ -105,6 +110,12 @@ class QuantState:
             return self.scales(), None, None, None
         return self.state2.absmax, self.absmax, self.state2.code, self.offset
 
+    def four_bit_format(self) -> tuple[torch.Size, int, str]:
+        """`shape, blocksize, quant_type` as the 4-bit operators take them. Raises ValueError for other codes."""
+        if self.shape is None or self.blocksize is None or self.quant_type is None:
+            raise ValueError("quant_state is not that of 4-bit codes: they have a shape, a blocksize and a quant_type")
+        return self.shape, self.blocksize, self.quant_type
+
     def map(self, fn: Callable[[Tensor], Tensor]) -> QuantState:
         """The state with `fn` applied to each tensor; this one where that changed none."""
         changed: dict[str, Any] = {}
@@ -116,13 +127,13 @@ class QuantState:
             changed["state2"] = state2
         return dataclasses.replace(self, **changed) if changed else self
 
-    def on(self, device: torch.device | str | int, non_blocking: bool = False) -> QuantState:
+    def moved_to(self, device: torch.device | str | int, non_blocking: bool = False) -> QuantState:
         """The state on a device: this one where it is there already, else another."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def to(self, device: torch.device | str | int) -> QuantState:
-        """Moves this state, in place as `nn.Module.to` does, and returns it. `on` leaves it where it is."""
-        self.__dict__.update(self.on(device).__dict__)
+        """Moves this state, in place as `nn.Module.to` does, and returns it. `moved_to` leaves it where it is."""
+        self.__dict__.update(self.moved_to(device).__dict__)
         return self
 
     def as_dict(self, packed: bool = False) -> dict[str, Any]:
@@ -130,6 +141,8 @@ class QuantState:
 
         Packed, the plain values are JSON bytes under `quant_state.bitsandbytes__<quant_type>`: the entries of a
         checkpoint, below `<name of the weight>.`. A state without quant_type is never packed.
+
+        Raises RuntimeError for nested statistics on meta.
         """
         tensors = {"absmax": self.absmax, "quant_map": self.code}
         values: dict[str, Any] = {
@@ -139,6 +152,11 @@ class QuantState:
             "shape": None if self.shape is None else tuple(self.shape),
         }
         if self.state2 is not None and self.offset is not None:
+            if self.offset.is_meta:
+                raise RuntimeError(
+                    "the nested statistics are on meta, which holds no values, but the value of nested_offset is an "
+                    "entry of the dictionary: take it before the move to meta"
+                )
             tensors |= {"nested_absmax": self.state2.absmax, "nested_quant_map": self.state2.code}
             values |= {
                 "nested_blocksize": self.state2.blocksize,
@@ -239,7 +257,7 @@ class _Reader:
         if self.entries:
             raise ValueError(f"{', '.join(self.entries)} is unknown")
         state = cls(absmax, shape, code, blocksize, quant_type, dtype, offset, state2)
-        return state if device is None else state.on(device)
+        return state if device is None else state.moved_to(device)
 
     def _nested(self, cls: type[QuantState], absmax: Tensor) -> tuple[Tensor, QuantState]:
         blocksize = self._count("nested_blocksize")

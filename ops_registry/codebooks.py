@@ -175,10 +175,11 @@ def as_table(values: Values, device: torch.device | str = "cpu") -> torch.Tensor
 
 
 def _is_traced(tensor: torch.Tensor) -> bool:
-    """True for fake tensors and the wrappers of torch.func, which must not outlive their trace in the cache."""
+    """True for what a trace makes, fake tensors and wrappers of torch.func, that must not outlive it in the cache."""
     functorch = torch._C._functorch
     return (
-        type(tensor) is not torch.Tensor
+        torch.compiler.is_compiling()
+        or type(tensor) is not torch.Tensor
         or functorch.is_functorch_wrapped_tensor(tensor)
         or torch._is_functional_tensor(tensor)
     )

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bnb_core import functional
-from bnb_core.checkpoint import CheckpointError, Report, quantize_checkpoint, weights
+from bnb_core.checkpoint import CheckpointError, Report, job, quantize_checkpoint, weights
 from bnb_core.checkpoint.files import ShardReader
 from bnb_core.checkpoint.selection import is_skipped_by, select
 from bnb_core.nn import Linear4bit, Linear8bitLt
@@ -314,6 +314,8 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
         (spoil("config.json", b"{"), "is not valid JSON"),
         (spoil("config.json", b"[]"), "holds a JSON list, expected an object"),
         (spoil("config.json", b'{"quantization_config": {"quant_method": "gptq"}}'), "quantized already, by gptq"),
+        (spoil("config.json", b'{"quantization_config": "x"}'), "quantized already, by an unknown method"),
+        (lambda f: replace_tensor(f, Q_PROJ, torch.zeros(9, 2).double()), "dtype F64, which is not supported: convert"),
         (only("pytorch_model.bin"), "files of .bin: convert it first"),
         (only("other.safetensors"), "files of .safetensors: name it so, or add the index"),
         (truncate, r"is truncated: it has [\d,]+ bytes, its header needs [\d,]+"),
@@ -340,6 +342,7 @@ def test_wrong_input_is_a_sentence(
         ({"to": "nf3"}, "the format is 'nf3', expected one of nf4, fp4, int8"),
         ({"blocksize": 100}, "the block size is 100, expected one of 16, 32"),
         ({"to": "int8", "double_quant": True}, "int8 has one scale a row"),
+        ({"skip": "lm_head"}, "skip is the string 'lm_head', expected a list"),
         ({"skip": ["("]}, "is no regular expression"),
         ({"skip": ["."]}, "has no weight to quantize"),
     ],
@@ -383,9 +386,58 @@ def test_place_of_the_output(model: Path, tmp_path: Path) -> None:
     other = tmp_path / "photos"
     other.mkdir()
     (other / "me.jpg").touch()
-    with pytest.raises(CheckpointError, match="--force replaces checkpoints only"):
+    with pytest.raises(CheckpointError, match="--force replaces only what bnb-core quantize wrote"):
         quantize_checkpoint(model, other, force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "photos"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda out: (out / "quantization_report.json").unlink(), "holds no quantization_report.json"),
+        (spoil("config.json", b'{"model_type": "llama"}'), "has no quantization_config"),
+        (spoil("config.json", b"{"), "holds no readable config.json"),
+        (lambda out: (out / "runs").mkdir(), "holds the folder runs"),
+    ],
+)
+@pytest.mark.parametrize("place", ["out", "out.partial.old"])
+def test_force_replaces_only_what_a_run_wrote(
+    model: Path, tmp_path: Path, change: Callable[[Path], object], sentence: str, place: str
+) -> None:
+    quantize_checkpoint(model, tmp_path / "first", to="int8")
+    (tmp_path / "first").rename(tmp_path / place)
+    change(tmp_path / place)
+    before = sorted(path.name for path in (tmp_path / place).iterdir())
+    with pytest.raises(CheckpointError, match=sentence):
+        quantize_checkpoint(model, tmp_path / "out", force=True)
+    assert sorted(path.name for path in (tmp_path / place).iterdir()) == before
+
+
+def test_an_output_that_appears_meanwhile_stays(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def appear(name: str, nbytes: int) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "letter.txt").write_text("dear")
+
+    with pytest.raises(CheckpointError, match="exists already"):
+        quantize_checkpoint(model, out, progress=appear)
+    assert (out / "letter.txt").read_text() == "dear"
+    shutil.rmtree(out)
+    assert quantize_checkpoint(model, out).resumed == ["model.safetensors"]
+
+
+def test_null_is_no_quantization(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "model", llama_tensors(torch.float16), config={"quantization_config": None})
+    assert quantize_checkpoint(source, tmp_path / "out").weights
+
+
+def test_files_of_the_model_do_not_meet_the_journal(model: Path, tmp_path: Path) -> None:
+    (model / "journal.json").write_text("its own")
+    (model / job.JOURNAL).write_text("{}")
+    quantize_checkpoint(model, tmp_path / "out")
+    assert (tmp_path / "out" / "journal.json").read_text() == "its own"
+    assert not (tmp_path / "out" / job.JOURNAL).exists()
 
 
 @pytest.mark.parametrize("to", ["nf4", "int8"])
@@ -453,7 +505,7 @@ def test_a_changed_run_starts_anew(tmp_path: Path, change: str) -> None:
     if change == "input":
         os.utime(source / first, ns=(1, 1))
     elif change == "journal":
-        (partial / "journal.json").write_text("{")
+        (partial / job.JOURNAL).write_text("{")
     elif change == "shard":
         (partial / first).write_bytes(b"short")
     report = quantize_checkpoint(source, out, to="fp4" if change == "settings" else "nf4")
@@ -475,6 +527,54 @@ def test_replacing_survives_an_interruption(model: Path, tmp_path: Path) -> None
     quantize_checkpoint(model, out, to="int8")
     interrupted(model, out, "position_ids", force=True)
     assert load_all(out)[Q_PROJ].dtype == torch.int8
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_interruption_before_the_last_rename(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    out = tmp_path / "out"
+    if force:
+        quantize_checkpoint(model, out, to="int8")
+
+    def stop(folder: Path, target: Path) -> None:
+        if force:  # as far as it goes without the new name
+            target.rename(folder.with_name(folder.name + ".old"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_put_in_place", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_checkpoint(model, out, force=force)
+    assert not out.exists()
+    assert not (tmp_path / "out.partial" / job.JOURNAL).exists()
+    quantize_checkpoint(model, out)
+    assert load_all(out)[Q_PROJ].dtype == torch.uint8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_an_interruption_before_the_first_journal(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / f"{job.JOURNAL}.new").write_text("{")
+    quantize_checkpoint(model, tmp_path / "out")
+    assert not (tmp_path / "out" / f"{job.JOURNAL}.new").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no locks there")
+def test_two_runs_to_the_same_place(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused = []
+
+    def second(name: str, nbytes: int) -> None:
+        if not refused:
+            with pytest.raises(CheckpointError, match="another run is writing") as error:
+                quantize_checkpoint(model, out, to="int8")
+            refused.append(error)
+
+    quantize_checkpoint(model, out, progress=second)
+    assert refused
+    assert load_all(out)[Q_PROJ].dtype == torch.uint8
+    assert load_all(out).keys() >= {f"{Q_PROJ}.absmax"}
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import bnb_core
 from bnb_core import cli, ops_registry
-from bnb_core.cli.check import check_device
+from bnb_core.cli.check import TRIALS, check_device
 from bnb_core.cli.console import available_devices, byte_count
 
+HERE = ", ".join(available_devices())
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -53,6 +54,7 @@ def test_info_says_what_is_there(arguments: list[str], capsys: pytest.CaptureFix
     assert torch.__version__ in printed
     for record in ops_registry.backends():
         assert [record.name, record.status] in [line[:2] for line in lines]
+    assert [line for line in printed.splitlines() if line.endswith(" ")] == []
     for op in ops_registry.OPS:
         assert [op, ops_registry.kernels_for(op, "cpu")[0].name] in [line[:2] for line in lines]
 
@@ -98,7 +100,24 @@ def test_check_finds_a_wrong_kernel(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_check_reports_a_device_that_fails() -> None:
     failures, _ = check_device("meta")  # computes nothing, so that the result cannot be fetched
-    assert len(failures) == 2
+    assert [failure.partition(": ")[0] for failure in failures] == list(TRIALS)
+    assert all("no data" in failure or "not quantized yet" in failure for failure in failures)
+
+
+@pytest.mark.parametrize(("op", "trial"), [("gemm_4bit", "Linear4bit (nf4)"), ("int8_linear", "Linear8bitLt")])
+def test_check_finds_a_wrong_layer(op: str, trial: str) -> None:
+    original = ops_registry.kernels_for(op, "cpu")[-1]
+
+    def doubled(*args: object, **options: object) -> torch.Tensor:
+        return 2 * original.function(*args, **options)
+
+    kernel = ops_registry.Kernel(op=op, device="cpu", name="cpu/doubled", fn=doubled, priority=100)
+    ops_registry.dispatch.register_kernels([kernel])
+    try:
+        (failure,) = check_device("cpu")[0]
+        assert failure.startswith(f"{trial}: ")
+    finally:
+        ops_registry.unregister_kernel(kernel)
 
 
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +133,17 @@ def test_explain_names_near_operators(capsys: pytest.CaptureFixture[str]) -> Non
     assert "did you mean quantize_4bit" in capsys.readouterr().err
     assert cli.main(["explain", "xyz"]) == 2
     assert "int8_linear" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["foo", "cpu:x"])
+def test_explain_refuses_what_is_no_device(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "quantize_4bit", "--device", device]) == 2
+    assert f"{device!r} is no device" in capsys.readouterr().err
+
+
+def test_explain_of_a_device_that_is_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "quantize_4bit", "--device", "mps"]) == 0
+    assert "on mps, best first" in capsys.readouterr().out
 
 
 # -- quantize --------------------------------------------------------------------------------------------------------
@@ -140,6 +170,33 @@ def test_quantize_draws_the_errors(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "quantization_error.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_title_is_no_formula(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / r"a$\frac$b"
+    assert cli.main(["quantize", str(model), "--to", "int8", "-o", str(out)]) == 0
+    assert (out / "quantization_error.png").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise")
+def test_a_reader_that_leaves_early_misses_no_file(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    code = "import sys; from bnb_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "quantize", str(model), "--to", "nf4", "-o", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 1, errors
+    assert "Traceback" not in errors
+    assert (out / "quantization_error.png").exists()
+
+
 def test_quantize_works_without_matplotlib(model: Path, tmp_path: Path) -> None:
     done = run(
         "quantize", model, "--to", "fp4", "-o", tmp_path / "out", before="import sys; sys.modules['matplotlib'] = None"
@@ -163,7 +220,10 @@ def test_wrong_input_is_one_sentence(model: Path, tmp_path: Path) -> None:
     [
         (["--to", "nf4", "-o", "/nowhere/out"], "does not exist"),
         (["--to", "int8", "--blocksize", "128", "-o", "out"], "int8 has one scale a row"),
-        (["--to", "nf4", "--device", "abacus", "-o", "out"], "device abacus is not available; there is cpu"),
+        (["--to", "nf4", "--device", "abacus", "-o", "out"], "'abacus' is no device"),
+        (["--to", "nf4", "--device", "cpu:x", "-o", "out"], "'cpu:x' is no device"),
+        (["--to", "nf4", "--device", "meta", "-o", "out"], f"meta is not available; there is {HERE}"),
+        (["--to", "nf4", "--device", "cpu:9", "-o", "out"], "device cpu:9 is not available; the count"),
     ],
 )
 def test_wrong_use_of_quantize(

@@ -149,6 +149,19 @@ def test_counted_calls_are_those_of_the_block():
     assert sum(calls["quantize_4bit"].values()) == 1
 
 
+def test_wrong_device_ends_the_demo_with_a_sentence(tmp_path):
+    for package in ("transformers", "sklearn", "matplotlib"):
+        pytest.importorskip(package)
+    from bnb_core.cli.demo import session
+
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    args = parser.parse_args(["--quick", "--device", "cpu:x", "--output", str(tmp_path / "out")])
+    with pytest.raises(CommandError, match="'cpu:x' is no device"):
+        session.demonstrate(args)
+    assert not (tmp_path / "out").exists()
+
+
 def test_optimizers_train_and_8_bit_state_is_smaller():
     pytest.importorskip("sklearn")
     from bnb_core.cli.demo import digits

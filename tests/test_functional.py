@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,29 @@ def test_4bit_refuses_what_it_cannot_honour(normal: Callable[..., Tensor], devic
         F.quantize_4bit(normal(8, 64), quant_type="int4")
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_nested_statistics_do_not_depend_on_the_threads(
+    normal: Callable[..., Tensor], threads: Callable[[int], None]
+) -> None:
+    A = normal(2048, 2048)
+    states = []
+    for count in (1, 2, 4):
+        threads(count)
+        states.append(F.quantize_4bit(A, blocksize=16, compress_statistics=True)[1])
+    assert torch.allclose(
+        states[0].offset, F.quantize_4bit(A, blocksize=16)[1].absmax.double().mean().float(), rtol=1e-6
+    )
+    for state in states[1:]:
+        assert torch.equal(state.offset, states[0].offset)
+        assert state == states[0]
+
+
 @needs_golden
 @pytest.mark.parametrize("name", ["nf4.fp32", "nf4.bf16", "fp4.fp32", "fp4.bf16"])
 def test_nested_statistics_are_those_of_the_public_package(name: str, device: torch.device) -> None:
@@ -343,8 +366,8 @@ def test_states_differ_by_any_field(state: Any, device: torch.device) -> None:
 
 
 def test_state_moves_in_place_or_not(state: Any, device: torch.device) -> None:
-    assert state.on(device) is state
-    moved = state.on("meta")
+    assert state.moved_to(device) is state
+    moved = state.moved_to("meta")
     assert moved.absmax.is_meta
     assert moved.code.is_meta
     assert state.absmax.device == device
@@ -558,3 +581,93 @@ def test_quantizing_a_parameter_records_no_gradient(quantize: Callable[..., Any]
     results = quantize(torch.nn.Parameter(torch.randn(8, 64, device=device)))
     tensors = [part.absmax if isinstance(part, F.QuantState) else part for part in results if part is not None]
     assert not any(tensor.requires_grad for tensor in tensors)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_states_of_the_other_kind_are_refused(normal: Callable[..., Tensor]) -> None:
+    A, x = normal(8, 64), normal(2, 64)
+    packed, four_bit = F.quantize_4bit(A)
+    codes, blockwise = F.quantize_blockwise(A)
+    with pytest.raises(ValueError, match="that of fp4 codes: use dequantize_4bit"):
+        F.dequantize_blockwise(codes, four_bit)
+    calls: list[Callable[[], Tensor]] = [
+        lambda: F.dequantize_4bit(packed, blockwise),
+        lambda: F.gemv_4bit(x, packed, state=blockwise),
+        lambda: bnb_core.matmul_4bit(x, packed, blockwise),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="not that of 4-bit codes"):
+            call()
+
+
+def test_int8_products_refuse_shapes_that_do_not_fit(int8: Callable[..., Tensor], device: torch.device) -> None:
+    out = torch.empty(4, 1, 7, dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match=r"out is torch.int32 \(4, 1, 7\).*expected torch.int32 \(4, 5, 7\)"):
+        F.batched_igemm(int8(4, 5, 64), int8(4, 64, 7), out)
+    for shape in ((5, 2, 9), (2, 4, 9), (10, 1, 9)):
+        with pytest.raises(ValueError, match="the same b and s"):
+            F.igemm(int8(2, 5, 64), int8(*shape))
+    with pytest.raises(ValueError, match=r"the weight has shape \(8,\), expected \[N, K\]"):
+        F.int8_weight_quant(torch.ones(8, device=device))
+
+
+def test_check_matmul(int8: Callable[..., Tensor]) -> None:
+    shapes: list[tuple[tuple[int, ...], tuple[int, ...], bool, bool]] = [
+        ((5, 64), (64, 7), False, False),
+        ((64, 5), (7, 64), True, True),
+        ((2, 5, 64), (7, 64), False, True),
+        ((2, 64, 5), (64, 7), True, False),
+        ((2, 5, 64), (2, 5, 7), False, False),
+    ]
+    for a, b, *flags in shapes:
+        A, B = int8(*a), int8(*b)
+        assert F.check_matmul(A, B, None, *flags) == F.igemm(A, B, None, *flags).shape
+    A, B = int8(5, 64), int8(64, 7)
+    for arguments, sentence in (
+        ((A, B.t(), None), "products of 64 by 7 elements"),
+        ((A.float(), B, None), "expected torch.int8 twice"),
+        ((A, B[0], None), r"expected \[…, M, K\]"),
+        ((A, B, torch.empty(7, 5)), r"out has shape \(7, 5\), expected \(5, 7\)"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            F.check_matmul(*arguments, False, False)
+
+
+# -- more of the older names -------------------------------------------------------------------------------------------
+
+
+def test_optimizer_update_8bit_gives_new_scales_in_place_and_in_buffers(
+    normal: Callable[..., Tensor], device: torch.device
+) -> None:
+    g, p = normal(300), normal(300)
+    before, codes = p.clone(), torch.zeros(2, 300, dtype=torch.uint8, device=device)
+    maps = F.create_dynamic_map().to(device), F.create_dynamic_map(signed=False).to(device)
+    max1, max2, new1, new2 = torch.zeros(4, 1, device=device)
+    arguments = ("adam", g, p, codes[0], codes[1], 0.9, 0.999, 1e-8, 1, 0.01, *maps, max1, max2)
+    with pytest.raises(ValueError, match="new_max2 is"):
+        F.optimizer_update_8bit(*arguments, new1, new2.double())
+    assert torch.equal(p, before)
+    F.optimizer_update_8bit(*arguments, new1, new2)
+    assert torch.allclose(p, before - 0.01 * g.sign(), atol=5e-4)
+    assert torch.allclose(max1, 0.1 * g.abs().max())
+    assert torch.allclose(max2, 0.001 * g.square().max())
+    assert (new1, new2) == (max1, max2)
+
+
+@pytest.mark.parametrize("quant_type", ["vector", "linear"])
+def test_vectorwise_mm_dequant(normal: Callable[..., Tensor], quant_type: str) -> None:
+    A, B = normal(6, 80), normal(80, 5)
+    (a, a_max), (b, b_max) = F.vectorwise_quant(A, 1, quant_type), F.vectorwise_quant(B, 0, quant_type)
+    result = F.vectorwise_mm_dequant(F.igemm(a, b), a_max, b_max, torch.float32, quant_type)
+    expected = F.vectorwise_dequant(a, a_max, quant_type) @ F.vectorwise_dequant(b, b_max, quant_type)
+    assert torch.allclose(result, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="'zeropoint'"):
+        F.vectorwise_mm_dequant(F.igemm(a, b), a_max, b_max, quant_type="zeropoint")
+
+
+def test_state_lists_its_keys(state: Any) -> None:
+    assert bnb_core.QuantState.valid_quant_types == ("fp4", "nf4")
+    assert bnb_core.QuantState.valid_qs_type_keys == ["bitsandbytes__fp4", "bitsandbytes__nf4"]
+    assert set(state.as_dict()) <= set(bnb_core.QuantState.valid_qs_keys)

@@ -549,7 +549,7 @@ def test_exports(make: Make, device: torch.device) -> None:
     for count in (2, 9):
         x = activations(device, count)
         assert torch.equal(program.module()(x), model(x))
-    with pytest.raises(RuntimeError, match="has lost its statistics"):
+    with pytest.raises(RuntimeError, match="without statistics"):
         torch.export.export(model, (x,), strict=False)
 
 
@@ -619,3 +619,75 @@ def test_pickled_parameters_need_no_code_but_ours(device: torch.device) -> None:
         torch.save({"weight": make(IN, OUT).to(device).weight}, file)
         names = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(file.getvalue()))
         assert names == []
+
+
+# -- inference mode, meta, and what others assign ----------------------------------------------------------------------
+
+
+@over(QUANTIZED)
+@pytest.mark.parametrize("made_there", [False, True], ids=["made outside", "made inside"])
+def test_quantizing_in_inference_mode_leaves_a_layer_that_trains(
+    make: Make, made_there: bool, device: torch.device
+) -> None:
+    outside = None if made_there else make(IN, OUT, bias=False)
+    with torch.inference_mode():
+        layer = (outside or make(IN, OUT, bias=False)).to(device, torch.bfloat16)
+    x = activations(device, 3).requires_grad_()
+    (layer(x) * 2).sum().backward()
+    assert x.grad is not None
+    expected = 2 * dequantized(layer).sum(dim=0).expand_as(x)
+    assert relative_error(x.grad, expected) < TOLERANCE[torch.bfloat16]
+    parts = [layer.weight, *layer.weight.companions("weight").values()]
+    assert not any(part.is_inference() for part in parts)
+
+
+@over(QUANTIZED)
+def test_state_dict_on_meta(make: Make, device: torch.device) -> None:
+    layer = make(IN, OUT).to(device)
+    keys = layer.state_dict().keys()
+    nested = isinstance(layer.weight, nn.Params4bit) and layer.weight.quant_state.nested
+    layer.to("meta")
+    if nested:
+        with pytest.raises(RuntimeError, match="the nested statistics are on meta, which holds no values"):
+            layer.state_dict()
+    else:
+        assert layer.state_dict().keys() == keys
+
+
+@over(QUANTIZED)
+def test_a_plain_parameter_in_the_weights_place(make: Make, device: torch.device) -> None:
+    layer = make(IN, OUT)
+    name = type(layer.weight).__name__
+    layer.weight = torch.nn.Parameter(torch.randn(OUT, IN))
+    layer.to(device)
+    with pytest.raises(RuntimeError, match=f"is a Parameter without statistics.*assign a {name}"):
+        layer(activations(device, 2))
+    if isinstance(layer, nn.Linear8bitLt):
+        assert layer.state.CB is None
+
+
+def test_int8_parameter_of_one_dimension(device: torch.device) -> None:
+    with pytest.raises(ValueError, match=r"expected \[N, K\]"):
+        nn.Int8Params(torch.randn(8)).to(device)
+
+
+def test_matmul_leaves_a_state_alone_that_it_refuses(device: torch.device) -> None:
+    x = activations(device, 2)
+    state = bnb_core.MatmulLtState(has_fp16_weights=False)
+    with pytest.raises(ValueError, match="has no SCB"):
+        bnb_core.matmul(x, torch.ones(OUT, IN, dtype=torch.int8, device=device), state=state)
+    assert state.CB is None
+    bnb_core.matmul(x, torch.randn(OUT, IN, device=device), state=state)
+    assert state.CB is not None
+    assert state.SCB is not None
+
+
+def test_the_layers_of_one_type_share_their_constructor() -> None:
+    for cls, quant_type in ((nn.LinearNF4, "nf4"), (nn.LinearFP4, "fp4")):
+        layer = cls(IN, OUT, False, torch.float32, False, torch.int8, "meta")
+        assert isinstance(layer, nn.Linear4bit)
+        assert (layer.bias, layer.compute_dtype) == (None, torch.float32)
+        weight = layer.weight
+        assert (weight.compress_statistics, weight.quant_type, weight.quant_storage) == (False, quant_type, torch.int8)
+        assert weight.is_meta
+    assert "__init__" not in vars(nn.LinearNF4)

@@ -19,6 +19,7 @@ from torch._higher_order_ops.auto_functionalize import can_auto_functionalize
 from bnb_core import ops_registry
 from bnb_core.ops_registry import OPS, Kernel, Op, differences, kernels_for
 from bnb_core.ops_registry.cases import BadCase, Case, fresh
+from bnb_core.ops_registry.checks import Check
 
 SCHEMAS = Path(__file__).parent / "schemas.txt"
 
@@ -168,6 +169,36 @@ def test_bad_input_is_refused_before_any_kernel(op: Op, bad: BadCase) -> None:
     with pytest.raises(RuntimeError, match=rf"^bnb_core::{op.name}: (.|\n)*({bad.error})"):
         overload(op)(*fresh(bad.args))
     assert ops_registry.kernel_counts() == before
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_every_check_refuses_something(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each place that checks fails in at least one bad case: none can be deleted unseen."""
+    reached: dict[str, bool] = {}
+    that = Check.that
+
+    def recording(self: Check, condition: Any, sentence: Callable[[], str]) -> None:
+        site = place_of_check()
+        reached[site] = reached.get(site, False) or condition is False
+        that(self, condition, sentence)
+
+    monkeypatch.setattr(Check, "that", recording)
+    for case in op.each_case(DEVICE):
+        op.check(*op.complete(case.args))
+    for bad in op.each_bad_case(DEVICE):
+        with pytest.raises(RuntimeError):
+            op.check(*op.complete(bad.args))
+    never = [site for site, failed in reached.items() if not failed]
+    assert not never, "\n".join(never)
+
+
+def place_of_check() -> str:
+    """The method of `Check` and the argument it is about, then the lines of the operator's module that lead there."""
+    frames = [f for f in inspect.stack(0) if "ops_registry" in f.filename]
+    methods = [f for f in frames if f.filename.endswith("checks.py")]
+    name = methods[-1].frame.f_locals.get("name", "").partition("[")[0] if methods else ""
+    method = f"{methods[-1].function}({name}) < " if methods else ""
+    return method + " < ".join(str(f.lineno) for f in frames if "ops_registry/ops/" in f.filename)
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from bnb_core.ops_registry.checks import ceil_div
+
 __all__ = ["DTYPES", "CheckpointError", "ShardReader", "ShardWriter", "TensorInfo", "load_json"]
 
 # Item sizes in bytes of the format's dtypes; those with a torch dtype here can be quantized or written.
@@ -231,7 +233,7 @@ def _header(infos: Sequence[TensorInfo]) -> bytes:
     for info in infos:
         entries[info.name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": (info.begin, info.end)}
     text = json.dumps(entries, separators=(",", ":")).encode()
-    return text.ljust(-(-len(text) // 8) * 8)
+    return text.ljust(ceil_div(len(text), 8) * 8)
 
 
 def _bytes_of(data: torch.Tensor | bytes | bytearray) -> memoryview:

@@ -1,7 +1,8 @@
 """Quantizing a model folder: planned from the files' headers, done file by file, shown under its name when complete.
 
-All is written into `OUT.partial` beside OUT. A journal there lists the finished files, so that a run that was
-interrupted goes on where it stopped; at the end the folder is renamed, so that OUT is either complete or not there.
+All is written into `OUT.partial` beside OUT, by one run at a time. A journal there lists the finished files, so that a
+run that was interrupted goes on where it stopped; at the end the folder is renamed, so that OUT is either complete or
+not there.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 
 from bnb_core._version import __version__
+from bnb_core.functional.fourbit import DEFAULT_4BIT_BLOCKSIZE
 
 from .files import DTYPES, CheckpointError, ShardReader, ShardWriter, TensorInfo, load_json
+from .lock import locked
 from .report import Report, WeightReport
 from .selection import CONV1D_MODEL_TYPES, Selection, select
 from .weights import FLOATS, Layout, Settings, Weight, format_of
@@ -31,7 +34,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 REPORT = "quantization_report.json"
-JOURNAL = "journal.json"
+JOURNAL = ".bnb_core_journal.json"
 # Other forms of the weights, and folders' indexes of them: not copied.
 _WEIGHT_FILES = re.compile(r"\.(?:safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|ot|npz)(?:\.index\.json)?$")
 _BIGGEST_COPY = 100 * 2**20
@@ -44,7 +47,7 @@ class Job:
     """A quantization that can be run; made by `plan`.
 
     shards: file → its tensors. config, index: contents of the JSON files (index None for a single file).
-    notes: sentences for the user. force: an OUT that holds a checkpoint is replaced.
+    notes: sentences for the user. force: an OUT that an earlier run made is replaced.
     """
 
     source: Path
@@ -79,7 +82,7 @@ def quantize_checkpoint(
     *,
     to: str = "nf4",
     double_quant: bool = False,
-    blocksize: int = 64,
+    blocksize: int = DEFAULT_4BIT_BLOCKSIZE,
     skip: Sequence[str] = (),
     force: bool = False,
     device: torch.device | str = "cpu",
@@ -90,10 +93,13 @@ def quantize_checkpoint(
     model_dir: holds config.json and model.safetensors, or its shards and their index.
     out: the new folder. to: nf4, fp4 or int8. double_quant: quantizes the scales of nf4 and fp4 too.
     skip: regular expressions for names of modules to leave as they are, besides embeddings, output heads and routers.
+    force: an `out` that an earlier run made is replaced.
 
     Memory holds pieces of one tensor at a time. Raises CheckpointError with a sentence for what is wrong with the input
     or the output's place.
     """
+    if isinstance(skip, str):
+        raise CheckpointError(f"skip is the string {skip!r}, expected a list of regular expressions, as [{skip!r}]")
     settings = Settings(to, double_quant, blocksize, tuple(skip))
     return plan(model_dir, out, settings, force=force).run(progress, device=device)
 
@@ -112,9 +118,7 @@ def plan(model_dir: str | Path, out: str | Path, settings: Settings, *, force: b
     _check_place(source, out, force)
     files, index = _weight_files(source)
     config = load_json(source / CONFIG)
-    if "quantization_config" in config:
-        method = (config["quantization_config"] or {}).get("quant_method", "an unknown method")
-        raise CheckpointError(f"{source} is quantized already, by {method}: start from the original model")
+    _check_not_quantized(source, config)
     shards: dict[str, Mapping[str, TensorInfo]] = {}
     for file in files:
         with ShardReader(source / file) as reader:
@@ -138,12 +142,39 @@ def _check_place(source: Path, out: Path, force: bool) -> None:
         raise CheckpointError(f"the output {out} and the model {source} must not lie within each other")
     if not out.parent.is_dir():
         raise CheckpointError(f"the folder {out.parent} for the output does not exist")
+    old = _old(out)
+    if old.exists() and (why_not := _why_not_ours(old)):
+        raise CheckpointError(f"{old} is in the way and {why_not}: remove it, or choose another name")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not force:
         raise CheckpointError(f"{out} exists already; choose another name, or --force to replace it")
-    if not (out / CONFIG).is_file():
-        raise CheckpointError(f"{out} exists and holds no {CONFIG}: --force replaces checkpoints only")
+    why_not = _why_not_ours(out)
+    if why_not:
+        raise CheckpointError(f"{out} exists and {why_not}: --force replaces only what bnb-core quantize wrote")
+
+
+def _why_not_ours(folder: Path) -> str | None:
+    """None where a finished run wrote the folder and it may be removed, else what speaks against it."""
+    if not folder.is_dir():
+        return "is no folder"
+    if not (folder / REPORT).is_file():
+        return f"holds no {REPORT}"
+    try:
+        config = load_json(folder / CONFIG)
+    except CheckpointError:
+        return f"holds no readable {CONFIG}"
+    if config.get("quantization_config") is None:
+        return f"its {CONFIG} has no quantization_config"
+    inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return f"holds the folder {inner[0]}" if inner else None
+
+
+def _check_not_quantized(source: Path, config: Mapping[str, Any]) -> None:
+    entry = config.get("quantization_config")
+    if entry is not None:
+        method = entry.get("quant_method", "an unknown method") if isinstance(entry, dict) else "an unknown method"
+        raise CheckpointError(f"{source} is quantized already, by {method}: start from the original model")
 
 
 def _weight_files(source: Path) -> tuple[list[str], dict[str, Any] | None]:
@@ -180,6 +211,8 @@ def _check_index(index: Mapping[str, Any] | None, shards: Mapping[str, Mapping[s
 
 def _check_selection(source: Path, infos: Mapping[str, TensorInfo], selection: Selection) -> None:
     for name in selection.quantized:
+        if infos[name].dtype == "F64":
+            raise CheckpointError(f"{name} has dtype F64, which is not supported: convert the model to F32 first")
         if infos[name].dtype not in FLOATS:
             raise CheckpointError(
                 f"{name} has dtype {infos[name].dtype}, expected {', '.join(FLOATS)}: is the model quantized already?"
@@ -260,6 +293,12 @@ def _partial(out: Path) -> Path:
     return here.with_name(here.name + ".partial")
 
 
+def _old(out: Path) -> Path:
+    """Where an OUT that is replaced waits until the new one has its name."""
+    partial = _partial(out)
+    return partial.with_name(partial.name + ".old")
+
+
 def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
 
@@ -280,6 +319,11 @@ class _Run:
 
     def run(self) -> Report:
         _check_place(self.job.source, self.job.out, self.job.force)
+        self.folder.mkdir(exist_ok=True)
+        with locked(self.folder):
+            return self._run_alone()
+
+    def _run_alone(self) -> Report:
         resumed = self._open_folder()
         for file in self.job.shards:
             if file in resumed:
@@ -302,26 +346,31 @@ class _Run:
         }
 
     def _open_folder(self) -> list[str]:
-        """Makes the folder, or takes over an interrupted run's; returns the files that are finished."""
-        if self.folder.exists():
-            journal = self._read_journal()
-            if journal["inputs"] == self.journal["inputs"]:
-                finished = {f: e for f, e in journal["files"].items() if self._is_whole(f, e)}
-                self.journal["files"] = finished
-                return list(finished)
-            shutil.rmtree(self.folder)
-        self.folder.mkdir()
+        """Takes over what an interrupted run left in the folder, or empties it; returns the files that are finished."""
+        journal = self._read_journal()
+        if journal["inputs"] == self.journal["inputs"]:
+            self.journal["files"] = {f: e for f, e in journal["files"].items() if self._is_whole(f, e)}
+        else:
+            for path in self.folder.iterdir():
+                path.unlink()
         self._write_json(JOURNAL, self.journal)
-        return []
+        return list(self.journal["files"])
 
     def _read_journal(self) -> dict[str, Any]:
-        if not (self.folder / JOURNAL).exists() and any(self.folder.iterdir()):
-            raise CheckpointError(
-                f"{self.folder} exists and is not of an interrupted run: remove it, or choose another name"
-            )
+        """The journal of an interrupted run; one of no inputs where nothing can be taken over.
+
+        A folder that is complete but for its name has no journal any more.
+        """
+        if not (self.folder / JOURNAL).exists():
+            others = {path.name for path in self.folder.iterdir()} - {f"{JOURNAL}.new"}
+            if others and _why_not_ours(self.folder):
+                raise CheckpointError(
+                    f"{self.folder} exists and is not of an interrupted run: remove it, or choose another name"
+                )
+            return {"inputs": None}
         try:
             journal = load_json(self.folder / JOURNAL)
-        except CheckpointError:  # interrupted before its first word was written
+        except CheckpointError:  # it is damaged
             return {"inputs": None}
         return journal if journal.keys() >= {"inputs", "files"} else {"inputs": None}
 
@@ -408,7 +457,7 @@ class _Run:
         """Adds the small files, then gives the folder its name."""
         job, files = self.job, self.journal["files"]
         for path in job.source.iterdir():
-            if _is_copied(path) and path.name not in (CONFIG, INDEX):
+            if _is_copied(path) and path.name not in (CONFIG, INDEX, JOURNAL):
                 shutil.copyfile(path, self.folder / path.name)
         self._write_json(CONFIG, _quantized_config(job))
         if job.index is not None:
@@ -416,9 +465,10 @@ class _Run:
             weight_map = {name: file for file in job.shards for name in files[file]["tensors"]}
             self._write_json(INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
         _write(self.folder / REPORT, report.to_json())
+        _check_place(job.source, job.out, job.force)  # hours may have gone by
+        (self.folder / JOURNAL).unlink()
         _sync(self.folder)
         _put_in_place(self.folder, job.out.resolve())
-        (job.out / JOURNAL).unlink()
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         _write(self.folder / name, json.dumps(value, indent=2) + "\n")
@@ -470,7 +520,7 @@ def _sync(folder: Path) -> None:
 
 def _put_in_place(folder: Path, out: Path) -> None:
     """Renames `folder` to `out`; an old checkpoint there is removed only after the new one has its name."""
-    old = folder.with_name(folder.name + ".old")
+    old = _old(out)
     if out.exists():
         if old.exists():
             shutil.rmtree(old)

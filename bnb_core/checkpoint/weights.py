@@ -17,7 +17,8 @@ from bnb_core.functional.blockwise import with_nested_scales
 from bnb_core.functional.fourbit import DEFAULT_4BIT_BLOCKSIZE
 from bnb_core.functional.int8 import int8_weight_quant
 from bnb_core.functional.tables import get_4bit_type
-from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
+from bnb_core.ops_registry.checks import ceil_div
+from bnb_core.ops_registry.formats import BLOCKSIZES, NESTED_BLOCKSIZE
 from bnb_core.quant_state import QuantState
 
 from .files import DTYPES, CheckpointError, ShardReader, TensorInfo
@@ -25,7 +26,6 @@ from .files import DTYPES, CheckpointError, ShardReader, TensorInfo
 __all__ = ["BLOCKSIZES", "FLOATS", "FORMATS", "Format", "Layout", "Quantized", "Settings", "Weight", "format_of"]
 
 FORMATS = ("nf4", "fp4", "int8")
-BLOCKSIZES = tuple(2**n for n in range(4, 13))
 FLOATS = ("F32", "F16", "BF16")
 _PIECE = 2**20  # elements; a multiple of every block size, even, so that packed bytes never straddle pieces
 
@@ -146,14 +146,14 @@ class _FourBit:
 
     def layout(self, shape: tuple[int, int], dtype: torch.dtype) -> Layout:
         count = math.prod(shape)
-        blocks = -(-count // self.blocksize)
+        blocks = ceil_div(count, self.blocksize)
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {
-            "weight": ("U8", (-(-count // 2), 1)),
+            "weight": ("U8", (ceil_div(count, 2), 1)),
             "weight.absmax": ("U8" if self.double_quant else "F32", (blocks,)),
             "weight.quant_map": ("F32", (16,)),
         }
         if self.double_quant:
-            tensors["weight.nested_absmax"] = ("F32", (-(-blocks // NESTED_BLOCKSIZE),))
+            tensors["weight.nested_absmax"] = ("F32", (ceil_div(blocks, NESTED_BLOCKSIZE),))
             tensors["weight.nested_quant_map"] = ("F32", (256,))
         # The offset's digits are not known yet: this one has as many as there can be.
         state = self._state(torch.zeros(0), shape, dtype)
@@ -176,8 +176,8 @@ class _FourBit:
         for start, piece in weight.pieces():
             stop = start + piece.numel()
             restored = torch.ops.bnb_core.dequantize_4bit(
-                codes[start // 2 : -(-stop // 2)].to(device),
-                restored_scales[start // self.blocksize : -(-stop // self.blocksize)].to(device),
+                codes[start // 2 : ceil_div(stop, 2)].to(device),
+                restored_scales[start // self.blocksize : ceil_div(stop, self.blocksize)].to(device),
                 self.blocksize,
                 self.quant_type,
                 [piece.numel()],

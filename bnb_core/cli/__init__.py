@@ -20,7 +20,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "info": "what is installed, which backends are loaded, which kernel serves which operator (the default)",
-    "check": "train one parameter one step on each device and compare it with the reference",
+    "check": "train a step and run a 4-bit and an 8-bit layer on each device, and compare them with the reference",
     "quantize": "quantize a model in safetensors files into a checkpoint that transformers loads",
     "explain": "the kernels that can serve an operator, and their limits",
     "demo": "the main job on a real language model: quantize it, compare quality and speed, fine-tune",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from rich import box
 from rich.console import Console
@@ -9,7 +11,7 @@ from rich.table import Table
 
 from bnb_core.ops_registry import devices
 
-__all__ = ["CommandError", "available_devices", "byte_count", "console", "facts", "table"]
+__all__ = ["CommandError", "available_devices", "byte_count", "console", "device_of", "facts", "table"]
 
 _WIDTH_OF_FILES = 120  # of output that goes to a file or a pipe
 
@@ -18,12 +20,22 @@ class CommandError(Exception):
     """Ends a command with one sentence and status 2."""
 
 
+class _Plain(Console):
+    """For files and pipes: without the spaces that fill the lines of tables."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with self.capture() as printed:
+            super().print(*objects, **options)
+        self.file.write("\n".join(map(str.rstrip, printed.get().split("\n"))))
+        self.file.flush()
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console for results, or for progress on stderr."""
     made = Console(stderr=stderr, highlight=False)
-    if not made.is_terminal and not stderr:
-        made.width = max(made.width, _WIDTH_OF_FILES)
-    return made
+    if made.is_terminal or stderr:
+        return made
+    return _Plain(highlight=False, width=max(made.width, _WIDTH_OF_FILES))
 
 
 def facts() -> Table:
@@ -42,6 +54,23 @@ def available_devices() -> list[str]:
     if torch.accelerator.is_available() and (accelerator := torch.accelerator.current_accelerator()) is not None:
         found.append(accelerator.type)
     return list(dict.fromkeys([*found, *filter(_is_available, devices())]))
+
+
+def device_of(name: str, *, here: bool = True) -> torch.device:
+    """The device of an option. Raises CommandError for no device's name and, where `here`, for one that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CommandError(f"{name!r} is no device; expected a name as cpu or cuda:0") from None
+    if here and device.type not in available_devices():
+        raise CommandError(f"device {name} is not available; there is {', '.join(available_devices())}")
+    if here and device.index is not None and device.index >= (count := _count(device.type)):
+        raise CommandError(f"device {name} is not available; the count of {device.type} devices is {count}")
+    return device
+
+
+def _count(device: str) -> int:
+    return int(getattr(torch.get_device_module(device), "device_count", lambda: 1)())
 
 
 def _is_available(device: str) -> bool:

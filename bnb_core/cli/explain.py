@@ -7,7 +7,7 @@ import difflib
 
 from bnb_core.ops_registry import OPS, explain
 
-from .console import CommandError
+from .console import CommandError, device_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
         near = difflib.get_close_matches(name, OPS, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(OPS)}"
         raise CommandError(f"there is no operator {name}; {hint}")
+    device = None if args.device is None else device_of(args.device, here=False).type
     print(OPS[name].doc, end="\n\n")
-    explain(name, device=args.device)
+    explain(name, device=device)
     return 0

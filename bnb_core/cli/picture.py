@@ -30,7 +30,8 @@ def draw_errors(report: Report, path: Path) -> None:
     axes.set_xlabel("layer")
     axes.set_ylabel("relative error ‖W - Q‖ / ‖W‖, %")
     double = " with double quantization" if report.settings.double_quant else ""
-    axes.set_title(f"{report.out.name}: {len(report.weights)} weights in {report.settings.to}{double}", loc="left")
+    title = f"{report.out.name}: {len(report.weights)} weights in {report.settings.to}{double}"
+    axes.set_title(title, loc="left", parse_math=False)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,14 +6,16 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from bnb_core.checkpoint import BLOCKSIZES, FORMATS, CheckpointError, Job, Report, Settings, WeightReport, plan
+from bnb_core.functional.fourbit import DEFAULT_4BIT_BLOCKSIZE
 
-from .console import CommandError, available_devices, byte_count, console, facts, table
+from .console import CommandError, byte_count, console, device_of, facts, table
 
 __all__ = ["PICTURE", "add_arguments", "run"]
 
@@ -28,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=FORMATS, required=True, help="4-bit NF4 or FP4, or LLM.int8()")
     parser.add_argument("--double-quant", action="store_true", help="quantize the scales of nf4 and fp4 as well")
     parser.add_argument(
-        "--blocksize", type=int, choices=BLOCKSIZES, default=64, metavar="N", help="elements per scale (default 64)"
+        "--blocksize",
+        type=int,
+        choices=BLOCKSIZES,
+        default=DEFAULT_4BIT_BLOCKSIZE,
+        metavar="N",
+        help="elements per scale (default %(default)s)",
     )
     parser.add_argument(
         "--skip",
@@ -41,33 +48,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", help="where to compute (default cpu); the bytes are the same everywhere"
     )
-    parser.add_argument("--force", action="store_true", help="replace an OUT that holds a checkpoint")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace an OUT that this command wrote (it holds quantization_report.json and no folders); anything else "
+        "is refused",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Quantizes with a progress bar, then prints sizes and the worst layers and draws the picture."""
-    if args.device.partition(":")[0] not in available_devices():
-        raise CommandError(f"device {args.device} is not available; there is {', '.join(available_devices())}")
+    device = device_of(args.device)
     try:
         settings = Settings(args.to, args.double_quant, args.blocksize, tuple(args.skip))
         job = plan(args.model, args.output, settings, force=args.force)
-        report = _run(job, args.device)
+        report = _run(job, device)
     except CheckpointError as error:
         raise CommandError(str(error)) from None
     except KeyboardInterrupt:
         sentence = f"what is finished stays in {args.output}.partial: the same command goes on from there"
         console(stderr=True).print(sentence, soft_wrap=True, markup=False)
         raise
+    picture = _draw(report)  # before anything is printed: the reader of our output may leave early
     out = console()
     _summary(out, report)
     out.print(_worst(report))
     for note in report.notes:
         out.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
-    _draw(out, report)
+    out.print(picture, soft_wrap=True, markup=False)
     return 0
 
 
-def _run(job: Job, device: str) -> Report:
+def _run(job: Job, device: torch.device) -> Report:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -126,12 +138,12 @@ def _errors(weight: WeightReport) -> tuple[str, str]:
     return f"{weight.relative_error:.4f}", f"{weight.mean_abs_error:.2e}"
 
 
-def _draw(out: Console, report: Report) -> None:
+def _draw(report: Report) -> str:
+    """Draws the picture where that is possible; says where it is, or why it is not there."""
     if importlib.util.find_spec("matplotlib") is None:
-        out.print("No picture of the errors: matplotlib is not installed (pip install 'bnb-core[plot]').", markup=False)
-        return
+        return "No picture of the errors: matplotlib is not installed (pip install 'bnb-core[plot]')."
     from .picture import draw_errors
 
     path = report.out / PICTURE
     draw_errors(report, path)
-    out.print(f"picture of the errors: {path}", soft_wrap=True, markup=False)
+    return f"picture of the errors: {path}"

@@ -22,6 +22,7 @@ from .fourbit import (
 )
 from .int8 import (
     batched_igemm,
+    check_matmul,
     igemm,
     int8_double_quant,
     int8_linear_matmul,
@@ -43,9 +44,11 @@ from .older import (
     quantize,
     quantize_no_absmax,
     vectorwise_dequant,
+    vectorwise_mm_dequant,
     vectorwise_quant,
 )
 from .optimizer import (
+    optimizer_update_8bit,
     optimizer_update_8bit_blockwise,
     optimizer_update_32bit,
 )
@@ -61,6 +64,7 @@ __all__ = [
     "C",
     "QuantState",
     "batched_igemm",
+    "check_matmul",
     "create_dynamic_map",
     "create_fp8_map",
     "create_linear_map",
@@ -86,6 +90,7 @@ __all__ = [
     "int8_weight_quant",
     "mm_dequant",
     "optimizer_update_32bit",
+    "optimizer_update_8bit",
     "optimizer_update_8bit_blockwise",
     "pack_dict_to_tensor",
     "percentile_clipping",
@@ -97,5 +102,6 @@ __all__ = [
     "quantize_no_absmax",
     "unpack_tensor_to_dict",
     "vectorwise_dequant",
+    "vectorwise_mm_dequant",
     "vectorwise_quant",
 ]

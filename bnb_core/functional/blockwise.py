@@ -14,6 +14,9 @@ __all__ = ["dequantize_blockwise", "quantize_blockwise", "with_nested_scales"]
 
 ops = torch.ops.bnb_core
 
+# torch splits a sum over threads from 32768 elements on; below that this is the sum of torch to the bit.
+_SUM_CHUNK = 16384
+
 
 def quantize_blockwise(
     A: Tensor,
@@ -57,7 +60,8 @@ def dequantize_blockwise(
     With a `quant_state` it says all the rest; else `absmax`, `code` (None: the signed dynamic map) and `blocksize` do.
     The result has the dtype of `out`, of the state, or fp32.
 
-    Raises ValueError for both or neither of `quant_state` and `absmax`, and for `nested` without a nested state.
+    Raises ValueError for both or neither of `quant_state` and `absmax`, a state of 4-bit codes, and `nested` without a
+    nested state.
     """
     if (quant_state is None) == (absmax is None):
         raise ValueError("give either quant_state or absmax")
@@ -65,6 +69,8 @@ def dequantize_blockwise(
         assert absmax is not None
         code = create_dynamic_map().to(A.device) if code is None else code.to(A.device)
         quant_state = QuantState(absmax, code=code, blocksize=blocksize, dtype=torch.float32)
+    if quant_state.quant_type is not None:
+        raise ValueError(f"quant_state is that of {quant_state.quant_type} codes: use dequantize_4bit")
     if nested and not quant_state.nested:
         raise ValueError("nested=True needs a quant_state with nested statistics")
     args = (A, quant_state.scales(), quant_state.code, quant_state.blocksize)
@@ -80,8 +86,15 @@ def with_nested_scales(state: QuantState, blocksize: int) -> QuantState:
     The mean is that of the finite scales, so that one that is not poisons no group but its own.
     """
     finite = torch.isfinite(state.absmax)
-    offset = torch.where(finite, state.absmax, 0.0).sum() / finite.sum().clamp(min=1)
+    offset = _ordered_sum(torch.where(finite, state.absmax, 0.0)) / finite.sum().clamp(min=1)
     absmax, state2 = quantize_blockwise(state.absmax - offset, blocksize=blocksize)
     return QuantState(
         absmax, state.shape, state.code, state.blocksize, state.quant_type, state.dtype, offset=offset, state2=state2
     )
+
+
+def _ordered_sum(values: Tensor) -> Tensor:
+    """The sum of a vector, added up in the same order on any number of threads."""
+    while values.numel() > _SUM_CHUNK:
+        values = torch.nn.functional.pad(values, (0, -values.numel() % _SUM_CHUNK)).view(-1, _SUM_CHUNK).sum(dim=1)
+    return values.sum()

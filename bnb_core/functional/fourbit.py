@@ -91,8 +91,8 @@ def dequantize_4bit(
     With a `quant_state` it says all the rest, quant_type included. Else `absmax`, `blocksize` and `quant_type` do, and
     `out` shape and dtype. Packed codes that were transposed to `[1, n]` give the transpose.
 
-    Raises ValueError for both or neither of `quant_state` and `absmax`, `absmax` without `out`, or a `blocksize` that
-    is not that of the state.
+    Raises ValueError for both or neither of `quant_state` and `absmax`, `absmax` without `out`, a state of other than
+    4-bit codes, or a `blocksize` that is not that of the state.
     """
     if (quant_state is None) == (absmax is None):
         raise ValueError("give either quant_state or absmax")
@@ -102,9 +102,10 @@ def dequantize_4bit(
             raise ValueError("without a quant_state, out must say shape and dtype")
         blocksize = DEFAULT_4BIT_BLOCKSIZE if blocksize is None else blocksize
         quant_state = QuantState(absmax, out.shape, None, blocksize, quant_type, out.dtype)
-    if blocksize is not None and blocksize != quant_state.blocksize:
-        raise ValueError(f"blocksize is {blocksize}, but that of quant_state is {quant_state.blocksize}")
-    args = (A, quant_state.scales(), quant_state.blocksize, quant_state.quant_type, quant_state.shape)
+    shape, own_blocksize, quant_type = quant_state.four_bit_format()
+    if blocksize is not None and blocksize != own_blocksize:
+        raise ValueError(f"blocksize is {blocksize}, but that of quant_state is {own_blocksize}")
+    args = (A, quant_state.scales(), own_blocksize, quant_type, shape)
     if out is None:
         out = ops.dequantize_4bit(*args, quant_state.dtype)
     else:
@@ -158,14 +159,15 @@ def gemv_4bit(
 ) -> Tensor:
     """`A @ W.T` for packed 4-bit codes B of a weight W of shape `state.shape` = `[N, K]`; A is `[…, K]`, any rows.
 
-    Raises ValueError without a state, or for a transposed operand.
+    Raises ValueError without a state, for one of other than 4-bit codes, or for a transposed operand.
     """
     if state is None:
         raise ValueError("state is needed: it has the statistics of B")
     if transposed_A or transposed_B:
         raise ValueError("A and B are taken as they are: transposed_A and transposed_B must be False")
+    shape, blocksize, quant_type = state.four_bit_format()
     absmax, *nested = state.statistics()
-    args = (A, B, state.shape, absmax, state.blocksize, state.quant_type, None, *nested)
+    args = (A, B, shape, absmax, blocksize, quant_type, None, *nested)
     if out is None:
         return ops.gemm_4bit(*args)
     ops.gemm_4bit.out(*args, out)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .buffers import copied_to
+from .buffers import check_buffer, copied_to
 
 __all__ = [
     "batched_igemm",
+    "check_matmul",
     "igemm",
     "int8_double_quant",
     "int8_linear_matmul",
@@ -40,7 +41,11 @@ def int8_weight_quant(W: Tensor) -> tuple[Tensor, Tensor]:
 
     Rows are rounded to fp16 first, as in the checkpoints that exist, so that the bytes are those of the public package;
     a row too large or too small for that is quantized as it is.
+
+    Raises ValueError for a weight of other than two dimensions.
     """
+    if W.ndim != 2:
+        raise ValueError(f"the weight has shape {tuple(W.shape)}, expected [N, K]")
     rows = W.detach().float()
     rounded = rows.half().float()
     largest = rounded.abs().amax(dim=1, keepdim=True) if W.shape[1] else rows.new_zeros(W.shape[0], 1)
@@ -98,17 +103,47 @@ def int8_mm_dequant(
     return copied_to(out, ops.int8_mm_dequant(A, row_stats, col_stats, dtype, bias))
 
 
+def check_matmul(
+    A: Tensor,
+    B: Tensor,
+    out: Tensor | None,
+    transposed_A: bool,
+    transposed_B: bool,
+    expected_type: torch.dtype = torch.int8,
+) -> torch.Size:
+    """The shape of `igemm` of the operands. Raises ValueError where their shapes, dtypes or those of out do not fit."""
+    if A.dtype != expected_type or B.dtype != expected_type:
+        raise ValueError(f"A and B are {A.dtype} and {B.dtype}, expected {expected_type} twice")
+    shapes = f"A and B have shapes {tuple(A.shape)} and {tuple(B.shape)}"
+    if A.ndim == 3 and B.ndim == 3:
+        if transposed_A or transposed_B:
+            raise ValueError("a contraction of two operands of three dimensions takes no transposed operand")
+        if A.shape[:2] != B.shape[:2]:
+            raise ValueError(f"{shapes}, expected [b, s, …] with the same b and s")
+        shape = torch.Size((A.shape[2], B.shape[2]))
+    elif A.ndim < 2 or B.ndim != 2:
+        raise ValueError(f"{shapes}, expected […, M, K] and [K, N], or three dimensions twice")
+    else:
+        left, right = A.mT.shape if transposed_A else A.shape, B.mT.shape if transposed_B else B.shape
+        if left[-1] != right[0]:
+            raise ValueError(f"{shapes}, which gives products of {left[-1]} by {right[0]} elements, expected the same")
+        shape = torch.Size((*left[:-1], right[1]))
+    if out is not None and out.shape != shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}, expected {tuple(shape)}")
+    return shape
+
+
 def igemm(
     A: Tensor, B: Tensor, out: Tensor | None = None, transposed_A: bool = False, transposed_B: bool = False
 ) -> Tensor:
     """Exact int32 product of int8 matrices.
 
     `[…, K] @ [K, N]`, each transposed first where its flag says so; two operands of three dimensions `[b, s, i]` and
-    `[b, s, o]` are contracted over both b and s to `[i, o]`. Raises ValueError for flags with the latter.
+    `[b, s, o]` are contracted over both b and s to `[i, o]`. Raises ValueError as `check_matmul`, which refuses flags
+    for the latter.
     """
+    check_matmul(A, B, out, transposed_A, transposed_B)
     if A.ndim == 3 and B.ndim == 3:
-        if transposed_A or transposed_B:
-            raise ValueError("a contraction of two operands of three dimensions takes no transposed operand")
         return int8_linear_matmul(A.flatten(0, 1).t(), B.flatten(0, 1).t(), out)
     return int8_linear_matmul(A.mT if transposed_A else A, B if transposed_B else B.mT, out)
 
@@ -118,13 +153,16 @@ def batched_igemm(
 ) -> Tensor:
     """Exact int32 products of int8 matrices, `[b, M, K] @ [b, K, N]`, each transposed first where its flag says so.
 
-    Raises ValueError for operands of other than three dimensions, or of different b.
+    Raises ValueError for operands of other than three dimensions, or of different b, and for `out` of another shape,
+    dtype or device.
     """
     if A.ndim != 3 or B.ndim != 3 or A.shape[0] != B.shape[0]:
         raise ValueError(f"A and B have shapes {tuple(A.shape)} and {tuple(B.shape)}, expected [b, …, …] twice")
     left, right = A.mT if transposed_A else A, B if transposed_B else B.mT
+    shape = (A.shape[0], left.shape[1], right.shape[1])
     if out is None:
-        out = torch.empty(A.shape[0], left.shape[1], right.shape[1], dtype=torch.int32, device=A.device)
+        out = torch.empty(shape, dtype=torch.int32, device=A.device)
+    check_buffer(out, shape, torch.int32, A.device)
     for product, a, b in zip(out, left, right, strict=True):
         int8_linear_matmul(a, b, product)
     return out

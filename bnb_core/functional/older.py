@@ -22,6 +22,7 @@ __all__ = [
     "quantize",
     "quantize_no_absmax",
     "vectorwise_dequant",
+    "vectorwise_mm_dequant",
     "vectorwise_quant",
 ]
 
@@ -91,13 +92,17 @@ def dequantize_no_absmax(A: Tensor, code: Tensor, out: Tensor | None = None) -> 
     return copied_to(out, code[A.long()])
 
 
+def _check_vector_type(quant_type: str) -> None:
+    if quant_type not in ("vector", "row", "linear"):
+        raise ValueError(f"quant_type is {quant_type!r}, expected 'vector', 'row' or 'linear'")
+
+
 def vectorwise_quant(x: Tensor, dim: int = 1, quant_type: str = "vector") -> tuple[Tensor, Tensor]:
     """Quantizes to int8 by the largest magnitude along `dim` ("vector", "row") or of all of x ("linear").
 
     Returns codes and the magnitudes, which keep `dim`. Raises ValueError for another quant_type.
     """
-    if quant_type not in ("vector", "row", "linear"):
-        raise ValueError(f"quant_type is {quant_type!r}, expected 'vector', 'row' or 'linear'")
+    _check_vector_type(quant_type)
     magnitudes = x.abs().float()
     largest = magnitudes.max() if quant_type == "linear" else magnitudes.amax(dim=dim, keepdim=True)
     ratio = torch.where(largest > 0, x / largest, 0.0)
@@ -106,9 +111,20 @@ def vectorwise_quant(x: Tensor, dim: int = 1, quant_type: str = "vector") -> tup
 
 def vectorwise_dequant(xq: Tensor, max1: Tensor, quant_type: str = "vector") -> Tensor:
     """The values of codes from `vectorwise_quant`, fp32. Raises ValueError for another quant_type."""
-    if quant_type not in ("vector", "row", "linear"):
-        raise ValueError(f"quant_type is {quant_type!r}, expected 'vector', 'row' or 'linear'")
+    _check_vector_type(quant_type)
     return xq / C * max1
+
+
+def vectorwise_mm_dequant(
+    xq: Tensor, S1: Tensor, S2: Tensor, dtype: torch.dtype = torch.float16, quant_type: str = "vector"
+) -> Tensor:
+    """The values of an int32 product `[M, N]` of codes from `vectorwise_quant`, of the given dtype.
+
+    S1, S2: the magnitudes of the left operand's rows, `[M, 1]`, and of the right one's columns, `[1, N]`; 0-dim for
+    "linear". Raises ValueError for another quant_type.
+    """
+    _check_vector_type(quant_type)
+    return (xq * (S1.float() / C) * (S2.float() / C)).to(dtype)
 
 
 double_quant = int8_double_quant

@@ -18,13 +18,13 @@ __all__ = ["QuantizedLayer", "not_quantized"]
 L = TypeVar("L", bound="QuantizedLayer")
 
 
-def not_quantized(weight: Tensor) -> RuntimeError:
-    """The error of a forward pass that finds no statistics at the weight."""
+def not_quantized(weight: Tensor, expected: type[QuantizedParameter]) -> RuntimeError:
+    """The error of a forward pass that finds no statistics at the weight, which should be of the class `expected`."""
     if isinstance(weight, QuantizedParameter):
         return RuntimeError("the weight is not quantized yet: move the layer to its device once, as in layer.to('cpu')")
     return RuntimeError(
-        f"the weight is a {type(weight).__name__} and has lost its statistics: something put it in the place of the "
-        "quantized parameter (torch.export does without strict=True)"
+        f"the weight is a {type(weight).__name__} without statistics, which was put in the place of the layer's own: "
+        f"assign a {expected.__name__} (torch.export does that unless strict=True)"
     )
 
 
@@ -41,7 +41,7 @@ class QuantizedLayer(torch.nn.Module):
     weight: QuantizedParameter
 
     def _quantized_parameter(self) -> QuantizedParameter | None:
-        # Others put parameters of their own there.
+        # Code outside may have assigned a parameter of another class, which is treated as in any module.
         weight = self._parameters.get("weight")
         return weight if isinstance(weight, QuantizedParameter) else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -57,42 +59,37 @@ class Linear4bit(QuantizedLayer, torch.nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         state = self.quant_state
         if state is None:
-            raise not_quantized(self.weight)
+            raise not_quantized(self.weight, Params4bit)
         A = x if self.compute_dtype is None else x.to(self.compute_dtype)
         return matmul_4bit(A, self.weight, state, bias=self.bias).to(x.dtype)
 
 
-class LinearNF4(Linear4bit):
+class _LinearOfType(Linear4bit):
+    """`Linear4bit` whose type is that of the class."""
+
+    fixed_type: ClassVar[str]
+
+    def __init__(
+        self,
+        input_features: int,
+        output_features: int,
+        bias: bool = True,
+        compute_dtype: torch.dtype | None = None,
+        compress_statistics: bool = True,
+        quant_storage: torch.dtype = torch.uint8,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        quantizing = (compress_statistics, self.fixed_type, quant_storage)
+        super().__init__(input_features, output_features, bias, compute_dtype, *quantizing, device)
+
+
+class LinearNF4(_LinearOfType):
     """`Linear4bit` with the NF4 type."""
 
-    def __init__(
-        self,
-        input_features: int,
-        output_features: int,
-        bias: bool = True,
-        compute_dtype: torch.dtype | None = None,
-        compress_statistics: bool = True,
-        quant_storage: torch.dtype = torch.uint8,
-        device: torch.device | str | int | None = None,
-    ) -> None:
-        super().__init__(
-            input_features, output_features, bias, compute_dtype, compress_statistics, "nf4", quant_storage, device
-        )
+    fixed_type = "nf4"
 
 
-class LinearFP4(Linear4bit):
+class LinearFP4(_LinearOfType):
     """`Linear4bit` with the FP4 type."""
 
-    def __init__(
-        self,
-        input_features: int,
-        output_features: int,
-        bias: bool = True,
-        compute_dtype: torch.dtype | None = None,
-        compress_statistics: bool = True,
-        quant_storage: torch.dtype = torch.uint8,
-        device: torch.device | str | int | None = None,
-    ) -> None:
-        super().__init__(
-            input_features, output_features, bias, compute_dtype, compress_statistics, "fp4", quant_storage, device
-        )
+    fixed_type = "fp4"

@@ -19,7 +19,7 @@ class Linear8bitLt(QuantizedLayer, torch.nn.Linear):
     has_fp16_weights: True keeps the weight as it is and quantizes it in each forward; it has a gradient. False
     quantizes it on the first move to a device, `cpu` included (`layer.to("cpu")`), in the weight's own dtype; it has
     none. threshold: columns of the input with a magnitude of at least this are computed in the input's dtype; 0 for
-    none. index: kept for those who read it.
+    none. index: has no effect; it becomes an attribute.
 
     The input is `[…, input_features]` in fp32, fp16 or bf16, the output in the same dtype. A forward pass changes
     nothing in the layer.
@@ -48,12 +48,14 @@ class Linear8bitLt(QuantizedLayer, torch.nn.Linear):
     @property
     def state(self) -> MatmulLtState:
         """Codes, scales and settings, as `matmul` takes them; what is written to it does not reach the layer."""
-        return MatmulLtState(self.weight.CB, self.weight.SCB, self.threshold, self.has_fp16_weights)
+        # A parameter of another class, which something may have put there, has neither.
+        CB, SCB = getattr(self.weight, "CB", None), getattr(self.weight, "SCB", None)
+        return MatmulLtState(CB, SCB, self.threshold, self.has_fp16_weights)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.has_fp16_weights:
             return int8_linear_of_weight(x, self.weight, self.bias, self.threshold)
         scales = getattr(self.weight, "SCB", None)
         if scales is None:
-            raise not_quantized(self.weight)
+            raise not_quantized(self.weight, Int8Params)
         return int8_linear(x, self.weight, scales, self.bias, self.threshold)

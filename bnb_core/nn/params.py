@@ -93,7 +93,8 @@ class QuantizedParameter(torch.nn.Parameter):
 
     def adopt(self: P, data: Tensor, requires_grad: bool, **attributes: Any) -> P:
         """This parameter with other data and attributes: in place where the type of tensor allows, else a new one."""
-        if not torch._has_compatible_shallow_copy_type(self, data):
+        # An inference tensor stays one, whatever data it is given.
+        if self.is_inference() or not torch._has_compatible_shallow_copy_type(self, data):
             return self.replaced(data, requires_grad=requires_grad, **attributes)
         self.requires_grad_(requires_grad)
         self.grad = None
@@ -132,9 +133,11 @@ class QuantizedParameter(torch.nn.Parameter):
             changed = {} if device is None else self._changed(lambda t: t.to(device, non_blocking=non_blocking))
             return self.replaced(**changed) if changed else self
         if self._quantizes() and device is not None and device.type != "meta":
-            return self._quantize(self.data.to(device, dtype, non_blocking=non_blocking))
+            # Tensors made in inference mode could not be saved for a backward pass, ever.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._quantize(self.data.to(device, dtype, non_blocking=non_blocking))
         moved = super().to(*args, **kwargs)
-        # One that takes part in a graph has to give a tensor that does.
+        # A new parameter would be a leaf, and no gradient would flow back to this one.
         return moved if moved is self or self.requires_grad else self.replaced(moved)
 
     cpu, cuda, xpu, mtia, ipu = (_mover(device_type) for device_type in ("cpu", "cuda", "xpu", "mtia", "ipu"))
@@ -293,17 +296,16 @@ class Params4bit(QuantizedParameter):
         self.bnb_quantized = state is not None
         if state is None:
             return
-        if state.shape is None or state.quant_type is None or state.blocksize is None:
-            raise ValueError("quant_state is not that of 4-bit codes")
-        needed = ceil_div(ceil_div(state.shape.numel(), 2), self.dtype.itemsize)
+        shape, blocksize, quant_type = state.four_bit_format()
+        needed = ceil_div(ceil_div(shape.numel(), 2), self.dtype.itemsize)
         if self.numel() != needed:
             raise ValueError(
-                f"data has {self.numel()} elements of {self.dtype}, but quant_state of shape {tuple(state.shape)} "
+                f"data has {self.numel()} elements of {self.dtype}, but quant_state of shape {tuple(shape)} "
                 f"needs {needed}"
             )
-        self.blocksize = state.blocksize
+        self.blocksize = blocksize
         self.compress_statistics = state.nested
-        self.quant_type = state.quant_type
+        self.quant_type = quant_type
         self.quant_storage = self.dtype
 
     def _parts(self) -> dict[str, Tensor | QuantState]:

@@ -157,6 +157,7 @@ def _bad_weight(make: Maker, args: Callable[..., tuple[Any, ...]]) -> Iterator[B
         "short B", args(B=make.packed((8, 30))), r"B has 120 elements, but shape \(8, 32\) in 4 bits needs 128"
     )
     yield BadCase("shapeB", args(shapeB=(256,)), "shapeB has 1 sizes, expected 2")
+    yield BadCase("negative shapeB", args(shapeB=(-8, 32)), "shapeB is .*, expected sizes of at least 0")
     yield BadCase("blocksize", args(blocksize=24), "blocksize is 24, expected 16")
     yield BadCase("quant_type", args(quant_type="NF4"), "quant_type is 'NF4', expected 'nf4' or 'fp4'")
     yield BadCase("absmax", args(absmax=make.positive(15)), r"absmax has 15 elements, but shapeB \(8, 32\) .* needs 16")

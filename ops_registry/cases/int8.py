@@ -141,14 +141,21 @@ def _bad_product(make: Maker, args: Callable[..., tuple[Any, ...]], a: str = "A"
     yield BadCase(f"{b} dims", args(**{b: make.int8(16)}), f"{b} has 1 dimensions, expected 2")
     yield BadCase("widths", args(**{b: make.int8(5, 15)}), rf"{a} has shape \(3, 16\), expected 15 as its last size")
     yield BadCase("device", args(**{b: make.int8(5, 16).to("meta")}), "is on .*, expected .* as the other tensors")
+    wide = make.int8(1, LARGEST_K + 1)
+    wide_a = make.normal(*wide.shape) if (a, b) == ("A", "CB") else wide
+    yield BadCase("overflow", args(**{a: wide_a, b: wide}), f"{b} has 131072 columns, expected at most 131071")
+
+
+def _bad_codes(make: Maker, args: Callable[..., tuple[Any, ...]], a: str) -> Iterator[BadCase]:
+    """What a product of int8 `a` refuses."""
+    yield BadCase(f"{a} dtype", args(**{a: make.normal(3, 16)}), f"{a} is float32, expected int8")
+    yield BadCase(f"{a} scalar", args(**{a: make.tensor(1, torch.int8)}), f"{a} is a scalar, expected at least")
 
 
 def bad_mm(make: Maker) -> Iterator[BadCase]:
     args = changer({"A": make.int8(3, 16), "B": make.int8(5, 16)})
     yield from _bad_product(make, args)
-    yield BadCase("A dtype", args(A=make.normal(3, 16)), "A is float32, expected int8")
-    wide = make.int8(1, LARGEST_K + 1)
-    yield BadCase("overflow", args(A=wide, B=wide), "B has 131072 columns, expected at most 131071")
+    yield from _bad_codes(make, args, "A")
 
 
 def bad_mm_dequant(make: Maker) -> Iterator[BadCase]:
@@ -161,6 +168,7 @@ def bad_mm_dequant(make: Maker) -> Iterator[BadCase]:
     yield BadCase("row_stats", args(row_stats=make.positive(5)), "row_stats has 5 elements, but .* needs 3")
     yield BadCase("col_stats", args(col_stats=make.positive(3)), "col_stats has 3 elements, but .* needs 5")
     yield BadCase("stats dtype", args(col_stats=make.bytes(5)), "col_stats is uint8, expected float32")
+    yield BadCase("row_stats dtype", args(row_stats=make.bytes(3)), "row_stats is uint8, expected float32")
     yield BadCase("dtype", args(dtype=torch.int32), "dtype is int32, expected float32")
     yield BadCase("bias", args(bias=make.normal(3)), r"bias has shape \(3,\), expected \(5,\)")
     yield BadCase("bias dtype", args(bias=make.int8(5)), "bias is int8, expected float32")
@@ -173,6 +181,10 @@ def bad_scaled(make: Maker) -> Iterator[BadCase]:
         | {"bias": None, "dtype": torch.bfloat16}
     )
     yield from _bad_product(make, args)
+    yield from _bad_codes(make, args, "A")
+    yield BadCase("row_stats dtype", args(row_stats=make.bytes(3)), "row_stats is uint8, expected float32")
+    yield BadCase("col_stats dtype", args(col_stats=make.bytes(5)), "col_stats is uint8, expected float32")
+    yield BadCase("bias dtype", args(bias=make.int8(5)), "bias is int8, expected float32")
     yield BadCase("row_stats", args(row_stats=make.positive(5)), "row_stats has 5 elements, but .* needs 3")
     yield BadCase("col_stats", args(col_stats=make.positive(4)), "col_stats has 4 elements, but .* needs 5")
     yield BadCase("bias", args(bias=make.normal(1, 5)), r"bias has shape \(1, 5\), expected \(5,\)")
@@ -185,6 +197,10 @@ def bad_mixed(make: Maker) -> Iterator[BadCase]:
         | {"SCB": make.positive(5), "outlier_cols": None, "bias": None}
     )
     yield from _bad_product(make, args, "CA", "CB")
+    yield from _bad_codes(make, args, "CA")
+    yield BadCase("SCA dtype", args(SCA=make.bytes(3)), "SCA is uint8, expected float32")
+    yield BadCase("SCB dtype", args(SCB=make.bytes(5)), "SCB is uint8, expected float32")
+    yield BadCase("bias dtype", args(bias=make.int8(5)), "bias is int8, expected float32")
     yield BadCase("A dtype", args(A=make.int8(3, 16)), "A is int8, expected float32")
     yield BadCase("A shape", args(A=make.normal(4, 16)), r"A has shape \(4, 16\), expected \(3, 16\)")
     yield BadCase("SCA", args(SCA=make.positive(4)), "SCA has 4 elements, but .* needs 3")
@@ -204,4 +220,5 @@ def bad_linear(make: Maker) -> Iterator[BadCase]:
     yield BadCase("SCB", args(SCB=make.positive(3)), "SCB has 3 elements, but .* needs 5")
     yield BadCase("SCB dtype", args(SCB=make.positive(5).half()), "SCB is float16, expected float32")
     yield BadCase("bias", args(bias=make.normal(3)), r"bias has shape \(3,\), expected \(5,\)")
+    yield BadCase("bias dtype", args(bias=make.int8(5)), "bias is int8, expected float32")
     yield BadCase("threshold", args(threshold=-0.5), "threshold is -0.5, expected at least 0")

@@ -115,6 +115,16 @@ def optimizer_cases(form: StateFormat, many: bool) -> Any:
     return make_cases
 
 
+# The first arguments of each form, by (8 bit, lists).
+_TENSORS = ("optimizer_name", "grads", "params", "state1", "state2")
+_ARGUMENTS = {
+    (False, False): (*_TENSORS, "unorm_vec", "max_unorm"),
+    (False, True): (*_TENSORS, "unorm_vec", "step", "lr", "max_unorm"),
+    (True, False): (*_TENSORS, "beta1", "beta2", "beta3", "alpha", "eps", "step", "lr", "qmap1", "qmap2"),
+    (True, True): (*_TENSORS, "qmap1", "qmap2", "scale1", "scale2", "step", "lr"),
+}
+
+
 def bad_optimizer_cases(form: StateFormat, many: bool) -> Any:
     build = _step_args if many else _update_args
     label = {field: name.format(0) for field, name in argument_names(form, many).items()}
@@ -147,33 +157,48 @@ def bad_optimizer_cases(form: StateFormat, many: bool) -> Any:
         yield BadCase("state2 dtype", args(state2=[state.short()]), f"{field('state2')} is int16, expected")
         yield BadCase("device", args(state1=[state.to("meta")]), "is on .*, expected .* as the other tensors")
         yield BadCase("ademamix", args("ademamix"), rf"{field('state1')} has shape \(600,\), expected \(2, 600\)")
+        yield BadCase("state2 shape", args(state2=[state[1:]]), rf"{field('state2')} has shape \(599,\), expected")
+        arguments = _ARGUMENTS[form.scale != "", many]
         if form.scale:
-            more = make.positive(5)
-            yield BadCase("scales", args(scale1=[more]), f"{field('scale1')} has 5 elements, but a state of .* needs")
-            yield BadCase("scale dtype", args(scale1=[make.bytes(3)]), f"{field('scale1')} is uint8, expected float32")
+            for scale, found in (("scale1", good.scale1), ("scale2", good.scale2)):
+                assert found is not None
+                longer: dict[str, Any] = {scale: [make.positive(5)]}
+                half: dict[str, Any] = {scale: [found[0].half()]}
+                yield BadCase(
+                    f"{scale} length", args(**longer), f"{field(scale)} has 5 elements, but a state of .* needs"
+                )
+                yield BadCase(f"{scale} dtype", args(**half), f"{field(scale)} is float16, expected float32")
             yield BadCase("no scale2", args(scale2=None), f"{form.scale}2 is None, expected one as for state2")
-            values = list(args())
-            position = next(i for i, v in enumerate(values) if isinstance(v, Tensor) and v.shape == (256,))
-            yield BadCase("qmap1", (*values[:position], values[position].half(), *values[position + 1 :]), "qmap1 is")
+            code = make.normal(256)
             yield BadCase(
-                "no qmap2", (*values[: position + 1], None, *values[position + 2 :]), "qmap2 is None, expected"
+                "qmap1", replaced(args(), arguments.index("qmap1"), code.half()), "qmap1 is float16, expected float32"
+            )
+            yield BadCase(
+                "qmap2", replaced(args(), arguments.index("qmap2"), code.half()), "qmap2 is float16, expected float32"
+            )
+            yield BadCase(
+                "no qmap2", replaced(args(), arguments.index("qmap2"), None), "qmap2 is None, expected a code"
             )
         else:
-            position = 6 if not many else 8
-            values = list(args())
-            yield BadCase(
-                "unorm", (*values[:position], 0.5, *values[position + 1 :]), "unorm_vec is None, but max_unorm"
-            )
+            unorm = replaced(args(), arguments.index("max_unorm"), 0.5)
+            yield BadCase("no unorm", unorm, "unorm_vec is None, but max_unorm 0.5 needs one")
             yield BadCase("unorm size", args(unorm_vec=[make.positive(2)]), f"{field('unorm_vec')} has 2 elements")
+            yield BadCase("unorm dtype", args(unorm_vec=[make.bytes(1)]), f"{field('unorm_vec')} is uint8, expected")
         if many:
-            values = list(args())
-            step = next(i for i, v in enumerate(values) if isinstance(v, Tensor) and v.ndim == 0)
-            replaced = (*values[:step], make.tensor([3.0]), *values[step + 1 :])
-            yield BadCase("step shape", replaced, "step has 1 dimensions, expected 0")
-            replaced = (*values[: step + 1], make.tensor(1, torch.int64), *values[step + 2 :])
-            yield BadCase("lr dtype", replaced, "lr is int64, expected float32")
+            for name in ("step", "lr"):
+                wrong_ndim, wrong_dtype = make.tensor([3.0]), make.tensor(1, torch.int64)
+                yield BadCase(
+                    f"{name} ndim", replaced(args(), arguments.index(name), wrong_ndim), f"{name} has 1 dimensions"
+                )
+                yield BadCase(
+                    f"{name} dtype", replaced(args(), arguments.index(name), wrong_dtype), f"{name} is int64, expected"
+                )
             yield BadCase("lengths", args(grads=[]), "grads has 0 tensors, but params has 1")
         else:
             yield BadCase("step 0", args(step=0), "step is 0, expected at least 1")
 
     return make_bad_cases
+
+
+def replaced(args: tuple[Any, ...], position: int, value: Any) -> tuple[Any, ...]:
+    return (*args[:position], value, *args[position + 1 :])

@@ -69,7 +69,8 @@ define(
         tolerance=EXACT,
         doc="""The values of blockwise codes: `code[A] * absmax`, in fp32, rounded once to `dtype`.
 
-        A: uint8, any shape. absmax: fp32, one per block. A code past the end of a short codebook gives NaN.
+        A: uint8, any shape. absmax: fp32, one per block of blocksize elements. A code past the end of a short codebook
+        gives NaN.
         """,
     )
 )

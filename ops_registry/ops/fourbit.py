@@ -206,7 +206,8 @@ define(
         tolerance=EXACT,
         doc="""The values of packed 4-bit codes: `code * absmax` in fp32, rounded once to `dtype`.
 
-        A: the packed bytes in any storage dtype and any shape. shape: that of the result.
+        A: the packed bytes in any storage dtype and any shape. absmax: fp32, one per block of blocksize elements.
+        quant_type: `nf4` or `fp4`. shape: that of the result.
         """,
     )
 )
@@ -223,10 +224,10 @@ define(
         tolerance=PRODUCT,
         doc="""`A @ dequantize(B).T + bias` with a 4-bit weight.
 
-        A: `[..., K]`. B: the packed bytes of a weight of shapeB = `[N, K]`. Result: `[..., N]` in A's dtype,
-        accumulated in fp32 and rounded once; fp32 in gives fp32 accuracy. Nested statistics: absmax_8bit are uint8
-        codes of the scales, absmax their own scales per 256, absmax_code their codebook, absmax_offset is added; all
-        three or none.
+        A: `[..., K]`. B: the packed bytes of a weight of shapeB = `[N, K]` in quant_type `nf4` or `fp4`, with absmax
+        per block of blocksize elements. bias: `[N]`, any float dtype. Result: `[..., N]` in A's dtype, accumulated in
+        fp32 and rounded once; fp32 in gives fp32 accuracy. Nested statistics: absmax_8bit are uint8 codes of the
+        scales, absmax their own scales per 256, absmax_code their codebook, absmax_offset is added; all three or none.
         """,
     )
 )
@@ -244,7 +245,8 @@ define(
         doc="""Rows of a 4-bit table: only those asked for are dequantized.
 
         indices: any shape, int64 or int32, within the table (an index outside raises IndexError where the device can).
-        Result: `[*indices.shape, K]` in `dtype`. Statistics as in `gemm_4bit`.
+        B, shapeB, absmax, blocksize, quant_type, absmax_8bit, absmax_code, absmax_offset: the table, as the weight of
+        `gemm_4bit`. Result: `[*indices.shape, K]` in `dtype`.
         """,
     )
 )

@@ -247,7 +247,10 @@ define(
         cases=lambda make: inputs.activation_cases(make, (0.0, 3.0, 6.0)),
         bad_cases=inputs.bad_activations,
         tolerance=EXACT,
-        doc="""`int8_vectorwise_quant` with the outlier columns as a mask `[K]`, so that no shape depends on data.""",
+        doc="""`int8_vectorwise_quant` with the outlier columns as a mask `[K]`, so that no shape depends on data.
+
+        A, threshold: as there; threshold 0 has no outliers.
+        """,
     )
 )
 
@@ -272,7 +275,7 @@ define(
         cases=lambda make: inputs.activation_cases(make, (0.0, 6.0)),
         bad_cases=inputs.bad_activations,
         tolerance=EXACT,
-        doc="""Quantizes to int8 by rows and by columns; outliers as in `int8_vectorwise_quant`.
+        doc="""Quantizes to int8 by rows and by columns; outliers of the threshold as in `int8_vectorwise_quant`.
 
         q_row, q_col: int8 like A. row_absmax: fp32 `[rows]`. col_absmax: fp32 `[K]`.
         """,
@@ -319,7 +322,7 @@ define(
         cases=inputs.scaled_cases,
         bad_cases=inputs.bad_scaled,
         tolerance=SCALED,
-        doc="""`int8_mm`, then `int8_mm_dequant`. A: int8 `[..., K]`. B: int8 `[N, K]`. dtype: None means fp16.""",
+        doc="""`int8_mm` of A `[..., K]` and B `[N, K]`, then `int8_mm_dequant`: row_stats, col_stats, bias, dtype.""",
     )
 )
 
@@ -338,7 +341,8 @@ define(
         is.
 
         A: `[..., K]`. CA, SCA: A quantized by rows. CB `[N, K]`, SCB `[N]`: the quantized weight. outlier_cols: int64.
-        subA: `A[:, outlier_cols]`, or an empty tensor of shape (0,) where there are none.
+        bias: `[N]`. subA: `A[:, outlier_cols]`, or an empty tensor of shape (0,) where there are none: its rank depends
+        on that, as in the public package. What is to compile for any number of outliers takes `int8_linear`.
         """,
     )
 )

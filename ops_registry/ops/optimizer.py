@@ -46,7 +46,6 @@ def _check_lists(
     check.that(
         rule in OPTIMIZER_STATES, lambda: f"optimizer_name is {rule!r}, expected one of {', '.join(OPTIMIZER_STATES)}"
     )
-    _check_lengths(check, lists, names)
     two = OPTIMIZER_STATES[rule] == 2
     expected = "one" if two else "None"
     states = f"{rule} has {OPTIMIZER_STATES[rule]} state{'s' * two}"
@@ -168,6 +167,7 @@ def _check_step_32bit(
 ) -> None:
     lists = ParameterLists(grads, params, state1, state2, unorm_vec=unorm_vec)
     _check_on_device(_step_32bit, step, lr)
+    _check_lengths(_step_32bit, lists, argument_names(FP32, True))
     _check_lists(_step_32bit, FP32, optimizer_name, lists, argument_names(FP32, True), step)
     _check_unorm(_step_32bit, max_unorm, unorm_vec)
 
@@ -223,15 +223,19 @@ def _step_8bit_check(form: StateFormat) -> Any:
     ) -> None:
         _check_on_device(check, step, lr)
         lists = ParameterLists(grads, params, state1, state2, scale1, scale2)
+        _check_lengths(check, lists, argument_names(form, True))
         _check_lists(check, form, optimizer_name, lists, argument_names(form, True), step)
         _check_maps(check, optimizer_name, qmap1, qmap2, step)
 
     return checked
 
 
-_RULES = """Rules: `adam` (decoupled weight decay, as AdamW), `lamb`, `ademamix` with two states; `momentum`, `lars`,
-        `lion`, `rmsprop`, `adagrad` with one. All arithmetic is fp32; `p` is rounded once to its dtype. `gnorm_scale`
-        multiplies the gradient; `skip_zeros` leaves elements with a zero gradient untouched."""
+_RULES = """optimizer_name: `adam` (AdamW), `lamb`, `ademamix` with two states; `momentum`, `lars`, `lion`, `rmsprop`,
+        `adagrad` with one. weight_decay: decoupled, before the update, for adam, lamb, ademamix and lion; added to the
+        gradient for the others. beta1, beta2: decay of the averages (beta1 alone for momentum, lars, rmsprop); beta3,
+        alpha: of AdEMAMix's slow average, and its weight. eps: added to the root. lr: the step size. gnorm_scale
+        multiplies the gradient; skip_zeros leaves elements with a zero gradient untouched. All arithmetic is fp32; a
+        parameter is rounded once to its dtype."""
 
 _COMMON = "float beta1, float beta2, float beta3, float alpha, float eps"
 
@@ -265,9 +269,10 @@ def _define_32bit() -> None:
             cases=inputs.optimizer_cases(FP32, many=True),
             bad_cases=inputs.bad_optimizer_cases(FP32, many=True),
             tolerance=STEP,
-            doc="""`optimizer_update_32bit` for lists of parameters, in one dispatch.
+            doc=f"""`optimizer_update_32bit` for lists of parameters, in one dispatch.
 
-        step, lr: fp32, 0-dim, read on the device. The norm of each parameter is taken inside.
+        grads, params, state1, state2, unorm_vec: as the tensors there, one of each per parameter. step, lr: fp32,
+        0-dim, read on the device. max_unorm: as there; the norm of each parameter is taken inside. {_RULES}
         """,
         )
     )
@@ -305,7 +310,8 @@ def _define_8bit(form: StateFormat, scales: str) -> None:
             tolerance=STEP,
             doc=f"""`optimizer_update_{form.name}` for lists of parameters, in one dispatch.
 
-        step, lr: fp32, 0-dim, read on the device. qmap1, qmap2 serve all parameters.
+        grads, params, state1, state2, {form.scale}1, {form.scale}2: as the tensors there, one of each per parameter.
+        qmap1, qmap2: serve all of them. step, lr: fp32, 0-dim, read on the device. {_RULES}
         """,
         )
     )

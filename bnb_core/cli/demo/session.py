@@ -21,7 +21,7 @@ from rich.rule import Rule
 
 import bnb_core
 from bnb_core.checkpoint import quantize_checkpoint
-from bnb_core.cli.console import CommandError, available_devices, console
+from bnb_core.cli.console import console, device_of
 
 from . import comparison, digits, language, model, pictures, tables
 from .calls import counted
@@ -40,12 +40,11 @@ def demonstrate(args: argparse.Namespace) -> None:
         CommandError: the device, the model's file or the text is not on this machine.
     """
     screen, start, plan = console(), time.perf_counter(), plan_of(args)
-    if torch.device(args.device).type not in available_devices():
-        raise CommandError(f"device {args.device} is not available; there is {', '.join(available_devices())}")
+    device = device_of(args.device)
     model.quiet()
     args.output.mkdir(parents=True, exist_ok=True)
     with _workdir(args.workdir) as work:
-        rows = compare(screen, work, plan, getattr(torch, args.dtype), torch.device(args.device))
+        rows = compare(screen, work, plan, getattr(torch, args.dtype), device)
     trainings = train(screen, plan)
     seconds = time.perf_counter() - start
     files = save(args.output, plan, rows, trainings, seconds)
