@@ -194,11 +194,15 @@ def test_every_check_refuses_something(op: Op, monkeypatch: pytest.MonkeyPatch) 
 
 def place_of_check() -> str:
     """The method of `Check` and the argument it is about, then the lines of the operator's module that lead there."""
-    frames = [f for f in inspect.stack(0) if "ops_registry" in f.filename]
-    methods = [f for f in frames if f.filename.endswith("checks.py")]
-    name = methods[-1].frame.f_locals.get("name", "").partition("[")[0] if methods else ""
-    method = f"{methods[-1].function}({name}) < " if methods else ""
-    return method + " < ".join(str(f.lineno) for f in frames if "ops_registry/ops/" in f.filename)
+    method, lines, frame = "", [], inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "test_every_check_refuses_something":
+        file = frame.f_code.co_filename
+        if file.endswith("checks.py"):
+            method = f"{frame.f_code.co_name}({str(frame.f_locals.get('name', '')).partition('[')[0]})"
+        elif "ops_registry/ops/" in file:
+            lines.append(str(frame.f_lineno))
+        frame = frame.f_back
+    return " < ".join([method, *lines])
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)

@@ -211,7 +211,10 @@ def test_nan_gradient_stays_with_its_parameter(device: torch.device) -> None:
         ({"lr": float("nan")}, "lr is nan, expected at least 0"),
         ({"eps": -1e-8}, "eps is -1e-08, expected at least 0"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1, expected at least 0"),
-        ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\), expected at least 0 and below 1"),
+        ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\), expected 2 of at least 0 and below 1"),
+        ({"betas": (0.9,)}, r"betas are \(0.9,\), expected 2 of"),
+        ({"args": object()}, "args is given, but options are given one by one"),
+        ({"is_paged": True}, "is_paged is True, but this version keeps no paged state"),
         ({"optim_bits": 4}, "optim_bits is 4, expected 8 or 32"),
         ({"amsgrad": True}, "amsgrad is True, but"),
     ],
@@ -233,14 +236,58 @@ def test_sparse_gradient_is_refused(device: torch.device) -> None:
         optim.AdamW([p]).step()
 
 
-def test_state_of_another_block_size_is_refused(device: torch.device) -> None:
+def test_public_arguments_in_their_order(device: torch.device) -> None:
+    params = parameters(device)
+    optimizer = optim.Adam8bit(params, 1e-3, (0.9, 0.99), 1e-8, 0, False, 32, None, 3000, False)
+    train(params, optimizer, 0, 1)
+    assert optimizer.state[params[2]]["state1"].dtype == torch.uint8
+    assert optim.AdamW(params, optim_bits=8, is_paged=False).defaults["optim_bits"] == 8
+    with pytest.raises(ValueError, match="optim_bits is 8, but Adam32bit keeps 32-bit state"):
+        optim.Adam32bit(params, optim_bits=8)
+
+
+def test_a_refused_step_changes_nothing(device: torch.device) -> None:
+    params = parameters(device)
+    optimizer = optim.Adam(params)
+    set_gradients(params, 0)
+    before = [p.detach().clone() for p in params]
+    params[2].grad = params[2].grad.to_sparse()  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="takes dense gradients"):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+    assert all(optimizer.state[p]["step"] == 0 for p in params[:2])
+
+
+WRAPPER = "__bnb_optimizer_quant_state__"
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda s: s.update(absmax1=s["absmax1"][:4]), "absmax1 has 4 scales, expected 32, one per 256 elements"),
+        (
+            lambda s: s.update(state2=s["state2"][1:]),
+            r"state2 is torch.uint8 \(63, 128\), expected .* \(64, 128\)",
+        ),
+        (lambda s: s.update(state1=s["state1"].float()), r"state1 is torch.float32 .*, expected torch.uint8"),
+        (lambda s: s.update(qmap2=s["qmap1"]), "qmap2 is not the dynamic map"),
+        (lambda s: s.pop("absmax2"), "expected step, state1, qmap1, absmax1, state2, qmap2, absmax2"),
+        (lambda s: s.clear(), "expected step, state1, state2"),
+    ],
+)
+def test_foreign_state_is_refused_at_loading(change: Any, error: str, device: torch.device) -> None:
     params = parameters(device)
     optimizer = optim.Adam8bit(params)
     train(params, optimizer, 0, 1)
     saved = copy.deepcopy(optimizer.state_dict())
-    saved["state"][0]["__bnb_optimizer_quant_state__"]["absmax1"] = torch.ones(4, device=device)
-    optimizer.load_state_dict(saved)
-    with pytest.raises(
-        RuntimeError, match=r"absmax1\[0\] has 4 elements, but a state of shape \(64, 128\) .* needs 32"
-    ):
-        train(params, optimizer, 1, 2)
+    change(saved["state"][0][WRAPPER])
+    with pytest.raises(ValueError, match=f"state of parameter 0.*{error}"):
+        optimizer.load_state_dict(saved)
+
+
+def test_state_of_torch_is_refused_at_loading(device: torch.device) -> None:
+    params = parameters(device)
+    theirs = torch.optim.Adam(params)
+    train(params, theirs, 0, 1)
+    with pytest.raises(ValueError, match="state of parameter 0 has step, exp_avg, exp_avg_sq; expected step, state1"):
+        optim.Adam(params).load_state_dict(theirs.state_dict())

@@ -6,7 +6,7 @@ An optimizer is an update rule (a name that the step operators know) plus a stat
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,7 @@ WRAPPER = "__bnb_optimizer_quant_state__"
 
 
 class KBitOptimizer(torch.optim.Optimizer):
-    """Base class; a subclass names its `rule`, the `bits` of its state and its defaults.
+    """Base class; a subclass names its `rule`, how many `betas` it takes, and its defaults.
 
     State per parameter: `step`; with 32 bits `state1` (and `state2`) in fp32; with 8 bits the same as uint8 codes of
     the codebooks `qmap1`, `qmap2` with one fp32 scale per 256 elements in `absmax1`, `absmax2`. Parameters below
@@ -34,14 +34,11 @@ class KBitOptimizer(torch.optim.Optimizer):
     """
 
     rule: ClassVar[str]
-    bits: ClassVar[int] = 32
-
-    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        super().__init__(params, defaults)
+    betas: ClassVar[int] = 2
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as in torch; its hyperparameters are checked."""
-        _check_hyperparameters(self.defaults | param_group)
+        _check_hyperparameters(self.defaults | param_group, self.betas)
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -51,9 +48,12 @@ class KBitOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for (device, _, step, in_8bit), params in self._alike(group).items():
-                self._update(group, params, device, step, in_8bit)
+        # All is looked at before anything is written, so that a step that is refused leaves nothing half done.
+        steps = [(group, key, params) for group in self.param_groups for key, params in self._alike(group).items()]
+        for group, (device, _, step, in_8bit), params in steps:
+            self._update(group, params, device, step, in_8bit)
+            for p in params:
+                self.state[p]["step"] = step
         return loss
 
     def _alike(self, group: dict[str, Any]) -> dict[tuple[torch.device, torch.dtype, int, bool], list[Tensor]]:
@@ -66,8 +66,7 @@ class KBitOptimizer(torch.optim.Optimizer):
             state = self.state[p]
             if not state:
                 self._init_state(group, p, state)
-            state["step"] += 1
-            alike[p.device, p.dtype, state["step"], "qmap1" in state].append(p)
+            alike[p.device, p.dtype, state["step"] + 1, "qmap1" in state].append(p)
         return alike
 
     def _init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> None:
@@ -79,7 +78,7 @@ class KBitOptimizer(torch.optim.Optimizer):
                 state[f"state{i}"] = torch.zeros(p.shape, dtype=torch.float32, device=p.device)
                 continue
             state[f"state{i}"] = torch.zeros(p.shape, dtype=torch.uint8, device=p.device)
-            state[f"qmap{i}"] = dynamic_map(signed=i == 1, device=p.device)
+            state[f"qmap{i}"] = _code(i, p.device)
             state[f"absmax{i}"] = torch.zeros(BLOCKWISE.scales(p.numel()), dtype=torch.float32, device=p.device)
 
     def _update(
@@ -118,25 +117,55 @@ class KBitOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
         """Loads what `state_dict()` gave, or the public package's, with each tensor's own dtype kept.
 
-        move_to_device: put the state on its parameter's device. Raises ValueError where groups do not match, as torch.
+        move_to_device: put the state on its parameter's device. Raises ValueError where groups do not match, as torch,
+        and for a state that is not one of this optimizer: its keys, shapes, dtypes, or codebooks.
         """
         states = {key: _unwrapped(state) for key, state in state_dict["state"].items()}
         plain = {
             key: {name: value for name, value in state.items() if name not in TENSOR_KEYS}
             for key, state in states.items()
         }
+        parameters = dict(_parameters_by_key(state_dict["param_groups"], self.param_groups))
+        for key, p in parameters.items():
+            if key in states:
+                self._check_state(f"state of parameter {key}", p, states[key])
         super().load_state_dict(state_dict | {"state": plain})
-        for key, p in _parameters_by_key(state_dict["param_groups"], self.param_groups):
+        for key, p in parameters.items():
             for name in TENSOR_KEYS:
                 if name in states.get(key, ()):
                     value = states[key][name]
                     self.state[p][name] = value.to(p.device) if move_to_device else value
+
+    def _check_state(self, name: str, p: Tensor, state: dict[str, Any]) -> None:
+        numbers = range(1, OPTIMIZER_STATES[self.rule] + 1)
+        in_8bit = "qmap1" in state
+        keys = [f"{key}{i}" for i in numbers for key in (("state", "qmap", "absmax") if in_8bit else ("state",))]
+        found = {key for key in state if key in TENSOR_KEYS}
+        if "step" not in state or found != set(keys):
+            raise ValueError(f"{name} has {', '.join(map(str, state))}; expected step, {', '.join(keys)}")
+        dtype, blocks = (torch.uint8, BLOCKWISE.scales(p.numel())) if in_8bit else (torch.float32, 0)
+        for i in numbers:
+            value = state[f"state{i}"]
+            if (value.shape, value.dtype) != (p.shape, dtype):
+                raise ValueError(
+                    f"{name}: state{i} is {value.dtype} {tuple(value.shape)}, expected {dtype} {tuple(p.shape)}"
+                )
+            if in_8bit and state[f"absmax{i}"].numel() != blocks:
+                scales = state[f"absmax{i}"].numel()
+                raise ValueError(f"{name}: absmax{i} has {scales} scales, expected {blocks}, one per 256 elements")
+            if in_8bit and not torch.equal(state[f"qmap{i}"].cpu(), _code(i, torch.device("cpu"))):
+                raise ValueError(f"{name}: qmap{i} is not the dynamic map, which this optimizer's state is coded in")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+
+
+def _code(number: int, device: torch.device) -> Tensor:
+    """The codebook of state 1 (signed) or 2, shared by all parameters of a device."""
+    return dynamic_map(signed=number == 1, device=device)
 
 
 def _wrapped(state: dict[str, Any]) -> dict[str, Any]:
@@ -155,12 +184,11 @@ def _parameters_by_key(
         yield from zip(saved["params"], group["params"], strict=True)
 
 
-def _check_hyperparameters(group: dict[str, Any]) -> None:
+def _check_hyperparameters(group: dict[str, Any], betas: int) -> None:
     for name in ("lr", "eps", "weight_decay"):
         if not group[name] >= 0:
             raise ValueError(f"{name} is {group[name]}, expected at least 0")
-    for beta in group["betas"]:
-        if not 0 <= beta < 1:
-            raise ValueError(f"betas are {group['betas']}, expected at least 0 and below 1")
+    if len(group["betas"]) != betas or not all(0 <= beta < 1 for beta in group["betas"]):
+        raise ValueError(f"betas are {group['betas']}, expected {betas} of at least 0 and below 1")
     if group["optim_bits"] not in (8, 32):
         raise ValueError(f"optim_bits is {group['optim_bits']}, expected 8 or 32")
