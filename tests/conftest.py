@@ -17,6 +17,8 @@ from bnb_core import ops_registry
 
 DEVICE = torch.device(os.environ.get("BNB_CORE_TEST_DEVICE", "cpu"))
 LEVEL = os.environ.get("BNB_CORE_TEST_LEVEL", "quick")
+if LEVEL not in ("quick", "full"):
+    raise ValueError(f"BNB_CORE_TEST_LEVEL is {LEVEL!r}, expected quick or full")
 
 
 @pytest.fixture

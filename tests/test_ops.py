@@ -57,10 +57,14 @@ def kernel_parameters() -> list[Any]:
 
 
 def run(op: Op, kernel: Kernel, args: tuple[Any, ...]) -> list[Any]:
-    """Results and mutated arguments of a kernel on copies of the arguments, that they cannot disturb each other."""
-    copies = fresh(op.complete(args))
+    """Results and mutated arguments on copies of the arguments; the other arguments must stay as they were."""
+    args = op.complete(args)
+    copies = fresh(args)
     with ops_registry.force(kernel.name):
         results = overload(op)(*copies)
+    for i, (copy, arg) in enumerate(zip(copies, args, strict=True)):
+        if i not in op.mutated:
+            assert not differences(list(flatten([copy])), list(flatten([arg])), ops_registry.EXACT, op.parameters[i])
     returned = [] if results is None else list(results) if isinstance(results, (tuple, list)) else [results]
     return returned + [copies[i] for i in op.mutated]
 
@@ -227,6 +231,13 @@ def test_opcheck(op: Op, case: Case) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.library.opcheck(overload(op), args)
+
+
+@pytest.mark.parametrize("op", WITH_OUT, ids=[op.name for op in WITH_OUT])
+def test_opcheck_of_the_out_form(op: Op) -> None:
+    args = op.complete(next(op.each_case(DEVICE)).args)
+    outs = [torch.empty(r.shape, dtype=r.dtype, device=DEVICE) for r in op.results(*args) if r]
+    torch.library.opcheck(getattr(torch.ops.bnb_core, op.name).out, (*args, *outs))
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)

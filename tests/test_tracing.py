@@ -61,7 +61,7 @@ def test_rows_known_only_at_run_time(device: torch.device) -> None:
 def test_outlier_columns_are_a_data_dependent_size(threshold: float, device: torch.device) -> None:
     def quantized(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q, stats, cols = ops.int8_vectorwise_quant(x, threshold)
-        return q, stats, torch.zeros(1, dtype=torch.int64) if cols is None else cols + 1
+        return q, stats, torch.zeros(1, dtype=torch.int64, device=device) if cols is None else cols + 1
 
     x = torch.randn(16, 64, device=device)
     compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager")
@@ -151,3 +151,16 @@ def test_operators_outside_of_a_graph_are_not_traced(device: torch.device) -> No
     codes, stats = torch.ones(4, 8, dtype=torch.int8, device=device), torch.ones(4, device=device)
     assert torch.equal(torch.compile(broken, backend="eager")(codes, stats), broken(codes, stats))
     assert torch._dynamo.utils.counters["frames"]["total"] == 1
+
+
+def test_inductor_runs_what_eager_runs(device: torch.device) -> None:
+    """The default compiler of torch.compile, over operators alone: it lays out their inputs and outputs itself."""
+    module = Gemm(device)
+
+    def step(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q, stats, _ = ops.int8_vectorwise_quant_mask(module(x), 3.0)
+        return q, stats
+
+    x = torch.randn(5, 64, device=device)
+    for got, want in zip(torch.compile(step, fullgraph=True)(x), step(x), strict=True):
+        assert torch.equal(got, want)
