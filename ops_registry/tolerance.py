@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["EXACT", "Tolerance", "differences"]
+__all__ = ["EXACT", "PRODUCT", "Tolerance", "differences"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Tolerance:
 
 
 EXACT = Tolerance()
+
+# Products of a weight that is decoded to the activations' dtype first stay within these.
+PRODUCT = Tolerance({torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 2e-2})
 
 
 def differences(got: object, want: object, tolerance: Tolerance, name: str = "result") -> list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..codebooks import dynamic_map, linear_map
 from ..formats import FLOATS
-from .maker import BadCase, Case, Maker
+from .maker import BadCase, Case, Maker, changer
 
 
 def _shapes(make: Maker) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -83,10 +82,10 @@ def bad_quantize(make: Maker) -> Iterator[BadCase]:
 
 
 def bad_dequantize(make: Maker) -> Iterator[BadCase]:
-    def args(**changed: Any) -> tuple[Any, ...]:
-        good = {"A": make.bytes(100), "absmax": make.positive(2), "code": dynamic_map(signed=True).to(make.device)}
-        return tuple((good | {"blocksize": 64, "dtype": torch.float32} | changed).values())
-
+    args = changer(
+        {"A": make.bytes(100), "absmax": make.positive(2), "code": dynamic_map(signed=True).to(make.device)}
+        | {"blocksize": 64, "dtype": torch.float32}
+    )
     yield BadCase("A dtype", args(A=make.normal(100)), "A is float32, expected uint8")
     yield BadCase("absmax dtype", args(absmax=make.positive(2).half()), "absmax is float16, expected float32")
     needs = r"absmax has {} elements, but A of shape \(100,\) with blocksize 64 needs 2"

@@ -12,10 +12,9 @@ from ..cases import int8 as inputs
 from ..checks import Check, row_count
 from ..formats import FLOATS, LARGEST_K
 from ..op import Op, Result, define
-from ..tolerance import EXACT, Tolerance
+from ..tolerance import EXACT, PRODUCT, Tolerance
 
 SCALED = Tolerance({torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3})
-PRODUCT = Tolerance({torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 2e-2})
 
 _quant = Check("int8_vectorwise_quant")
 _mask = Check("int8_vectorwise_quant_mask")
