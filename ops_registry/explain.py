@@ -40,7 +40,7 @@ def _explain_table(op: Op, device: str | None) -> Iterator[str]:
         yield title
         for kernel in kernels_for(op.name, place):
             limits = "; ".join(f"{key}: {', '.join(map(show, allowed))}" for key, allowed in kernel.limits.items())
-            yield f"  {kernel.name:<16} {limits or 'no limits'}  ({kernel.origin})"
+            yield f"  {kernel.name:<16} {kernel.unavailable or limits or 'no limits'}  ({kernel.origin})"
 
 
 def _explain_call(op: Op, args: tuple[Any, ...]) -> Iterator[str]:

@@ -7,6 +7,7 @@ stand best first: by `priority`, then in the order they were added; rows for any
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,11 +32,13 @@ class Kernel:
     device: device type (`cpu`, `cuda`, …), or `any`.
     name: what people force and read, as `cpu/avx2`: backend, slash, variant.
     fn: the function, or `"module:function"`, imported at its first call; a module that begins with a dot is relative to
-        the backend. Its parameters are those of the op's schema, by name, order and default; for an op with an `.out`
-        form there is one more, `out=None`: the tensor (or tuple of tensors) to write to.
+        the backend, and the function may be an attribute of another (`"module:kernels.avx2.function"`). Its parameters
+        are those of the op's schema, by name, order and default; for an op with an `.out` form there is one more,
+        `out=None`: the tensor (or tuple of tensors) to write to.
     limits: what a table can say: `{"A.dtype": {torch.float32}, "blocksize": {64, 128}}`. A key is an argument or one
         attribute of it (of the first tensor, for a list of tensors); None and empty lists pass.
     why_not: what a table cannot say: called with the op's arguments, returns None or the sentence of refusal.
+    unavailable: why the row can never run here ("this CPU has no avx512f"), where that is known from the start.
     tolerance: accepted distance to the reference, where it is tighter than the op's own.
     priority: rows of higher priority are tried first.
     """
@@ -46,6 +49,7 @@ class Kernel:
     fn: Callable[..., Any] | str
     limits: Mapping[str, Collection[Any]] = field(default_factory=dict)
     why_not: Callable[..., str | None] | str | None = None
+    unavailable: str | None = None
     tolerance: Tolerance | None = None
     priority: int = 0
     backend: str = ""
@@ -75,10 +79,12 @@ class Kernel:
         if callable(target):
             return target
         module, _, attribute = target.partition(":")
-        return getattr(importlib.import_module(module, self.backend or None), attribute)
+        return operator.attrgetter(attribute)(importlib.import_module(module, self.backend or None))
 
     def outside_limits(self, args: tuple[Any, ...]) -> str | None:
-        """Why the declared limits exclude these arguments, as a sentence with both values; None where they do not."""
+        """Why the declared limits, or the machine, exclude these arguments, as a sentence; None where they do not."""
+        if self.unavailable is not None:
+            return self.unavailable
         for key, allowed in self.limits.items():
             value = limited_value(OPS[self.op].position(key), args)
             if value is not None and value not in allowed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -14,11 +15,27 @@ from torch import Tensor
 if find_spec("bnb_core.backends.cpu._native") is None:
     pytest.skip("bnb_core was installed without native kernels", allow_module_level=True)
 
-from bnb_core.backends.cpu import _native
-from bnb_core.backends.cpu.blockwise import dequantize_blockwise
+from bnb_core.backends.cpu import _native, blockwise
+from bnb_core.backends.cpu.levels import AVAILABLE
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(params=AVAILABLE, autouse=True)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each test runs once for each level of instructions that this CPU has."""
+    current.append(request.param)
+    yield request.param
+    current.pop()
+
+
+current: list[str] = []
+
+
+def dequantize_blockwise(*args: object, **kwargs: object) -> Tensor:
+    kernels = getattr(blockwise.kernels, current[-1])
+    return kernels.dequantize_blockwise(*args, **kwargs)  # type: ignore[no-any-return]
 
 
 def by_torch(A: Tensor, absmax: Tensor, code: Tensor, blocksize: int, dtype: torch.dtype) -> Tensor:
@@ -171,20 +188,20 @@ def test_inputs_are_not_written() -> None:
     assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
 
 
-def test_an_unknown_dtype_is_an_error_that_lists_the_known() -> None:
+def test_an_unknown_dtype_is_an_error_that_lists_the_known(level: str) -> None:
     code = torch.zeros(256)
     with pytest.raises(ValueError, match="unknown dtype 'float64', known are float32, float16, bfloat16"):
-        _native.dequantize_blockwise(0, 0, code.data_ptr(), 256, 64, 0, "float64", 0)
+        getattr(_native, level).dequantize_blockwise(0, 0, code.data_ptr(), 256, 64, 0, "float64", 0, 1)
 
 
-def test_the_op_runs_this_kernel_on_cpu() -> None:
+def test_the_op_runs_this_kernel_on_cpu(level: str) -> None:
     from bnb_core.ops_registry import force, kernel_counts, reset_kernel_counts
 
     A, absmax, code = sample(1000, 64)
     reset_kernel_counts()
-    with force("cpu/scalar"):
+    with force(f"cpu/{level}"):
         found = torch.ops.bnb_core.dequantize_blockwise(A, absmax, code, 64, torch.bfloat16)
-    assert kernel_counts() == {("dequantize_blockwise", "cpu", "cpu/scalar"): 1}
+    assert kernel_counts() == {("dequantize_blockwise", "cpu", f"cpu/{level}"): 1}
     with force("reference"):
         assert_same_bits(found, torch.ops.bnb_core.dequantize_blockwise(A, absmax, code, 64, torch.bfloat16))
 

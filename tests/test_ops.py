@@ -51,9 +51,16 @@ def overload(op: Op) -> Any:
 
 
 def kernel_parameters() -> list[Any]:
-    """The rows that can be called on the device under test."""
+    """The rows of the device under test; those that can never run on this machine are skipped with their reason."""
     rows = [kernel for op in OPS for kernel in kernels_for(op, DEVICE.type)]
-    return [pytest.param(kernel, id=f"{kernel.op}: {kernel.name}") for kernel in rows]
+    return [
+        pytest.param(
+            kernel,
+            id=f"{kernel.op}: {kernel.name}",
+            marks=[pytest.mark.skip(reason=kernel.unavailable)] if kernel.unavailable else [],
+        )
+        for kernel in rows
+    ]
 
 
 def run(op: Op, kernel: Kernel, args: tuple[Any, ...]) -> list[Any]:

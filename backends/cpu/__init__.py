@@ -1,10 +1,8 @@
-"""Kernels for CPUs in C++."""
+"""Kernels for CPUs in C++, one row for each level of instructions; the best that this CPU runs comes first."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-
-import torch
 
 from bnb_core.ops_registry import BackendUnavailable, Kernel
 
@@ -21,12 +19,29 @@ def is_available() -> bool:
     return True
 
 
-KERNELS = (
-    Kernel(
-        op="dequantize_blockwise",
-        device="cpu",
-        name="cpu/scalar",
-        fn=".blockwise:dequantize_blockwise",
-        limits={"dtype": {torch.float32, torch.float16, torch.bfloat16}},
-    ),
-)
+# Family → its operators.
+OPS = {
+    "blockwise": ("dequantize_blockwise",),
+}
+
+
+def _rows() -> tuple[Kernel, ...]:
+    if find_spec("._native", __package__) is None:
+        return ()
+    from ._native import LEVELS
+
+    return tuple(
+        Kernel(
+            op=op,
+            device="cpu",
+            name=f"cpu/{level}",
+            fn=f".{family}:kernels.{level}.{op}",
+            unavailable=f"this CPU has no {missing}" if missing else None,
+        )
+        for family, ops in OPS.items()
+        for op in ops
+        for level, missing in LEVELS.items()
+    )
+
+
+KERNELS = _rows()

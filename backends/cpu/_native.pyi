@@ -1,5 +1,6 @@
-# Pointers are addresses (`Tensor.data_ptr()`), sizes count elements; every call releases the GIL.
+from types import ModuleType
 
-def dequantize_blockwise(
-    A: int, absmax: int, code: int, code_size: int, blocksize: int, n: int, dtype: str, out: int
-) -> None: ...
+LEVELS: dict[str, str]
+
+def __getattr__(level: str) -> ModuleType: ...
+def threading() -> str: ...

@@ -1,0 +1,10 @@
+// Kernels are compiled once for each level (instruction set), into the namespace bnb_core::BNB_LEVEL with that level's
+// compiler flags. What such a file defines must stand in that namespace, or be BNB_INLINE: an ordinary inline function
+// shared with other files may be kept by the linker in its AVX form and then run on a CPU without it.
+#pragma once
+
+#if defined(_MSC_VER)
+#define BNB_INLINE __forceinline
+#else
+#define BNB_INLINE inline __attribute__((always_inline))
+#endif

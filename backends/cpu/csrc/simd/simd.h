@@ -1,0 +1,50 @@
+// The vectors of the level that is being compiled, in the namespace bnb_core::BNB_LEVEL. Kernels are written once over
+// them. Every level has the same names:
+//
+//   F32, I32           vectors of F32::size numbers (4, 8 or 16); Mask: the result of comparing two of them
+//   f32(x), i32(x)     all lanes x
+//   load(p), store(p, v)              F32::size numbers of float, float16 or bfloat16, converted to or from fp32
+//   load(p, n), store(p, v, n)        the first n lanes alone, 0 <= n <= size; the others are 0, or not written
+//   load_u8, load_i8, store_byte      bytes to and from 32-bit lanes (store_byte keeps the low 8 bits)
+//   + - * / and abs, min, max, sqrt, round_to_even, fma (one rounding), and comparisons of F32
+//   + - * & | ^ ==, >, min, max, shift_left<n>, shift_right<n> (zeros come in) of I32; comparisons are signed
+//   bits(F32), from_bits(I32), to_i32(F32) (rounds to even), truncate(F32), to_f32(I32)
+//   select(mask, a, b), & | ! of masks, any(mask), mask_bits(mask) (lane i in bit i)
+//   reduce_max(I32), reduce_add(F32) (in a fixed order)
+//   Table16, lookup(table, I32) with indices 0...15; gather(const float*, I32)
+//
+// min(a, b) and max(a, b) are `a < b ? a : b` and `a > b ? a : b`, as in SSE: b where either is NaN.
+#pragma once
+
+#include <cstdint>
+
+#include "../dtype.h"
+
+#if defined(__AVX512F__)
+#include "avx512.h"
+#elif defined(__AVX2__)
+#include "avx2.h"
+#elif defined(BNB_NEON)
+#include "neon.h"
+#else
+#include "scalar.h"
+#endif
+
+namespace bnb_core::BNB_LEVEL {
+
+// The first n lanes, read through memory that is large enough.
+template <class T>
+BNB_INLINE F32 load_part(const T* p, int n) {
+    T part[F32::size] = {};
+    for (int i = 0; i < n; ++i) part[i] = p[i];
+    return load(part);
+}
+
+template <class T>
+BNB_INLINE void store_part(T* p, F32 v, int n) {
+    T part[F32::size];
+    store(part, v);
+    for (int i = 0; i < n; ++i) p[i] = part[i];
+}
+
+}  // namespace bnb_core::BNB_LEVEL
