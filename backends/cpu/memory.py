@@ -10,6 +10,13 @@ from torch import Tensor
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
+def new_tensor(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Contiguous memory on the device of `like`. Of its shape it costs half as much: sizes are slow to hand over."""
+    if shape == like.shape:
+        return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+    return like.new_empty(shape, dtype=dtype)
+
+
 class Target:
     """Where a kernel writes one output: `out` itself where that may be, else new memory that `done` copies there.
 
@@ -21,7 +28,7 @@ class Target:
     ) -> None:
         self.out = out
         direct = out is not None and out.is_contiguous() and not _share_memory(out, inputs)
-        self.memory = out if out is not None and direct else like.new_empty(shape, dtype=dtype)
+        self.memory = out if out is not None and direct else new_tensor(like, shape, dtype)
 
     def done(self) -> Tensor:
         """The output, written."""
