@@ -37,8 +37,13 @@ def work() -> Tensor:
 
 def numbers_of_a_process(script: str) -> list[int]:
     """Runs `script` in a new process that knows `work`; the numbers that it prints."""
-    setting = f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    code = f"{setting}import torch; torch.set_num_threads(1)\nfrom {Path(__file__).stem} import work\n{textwrap.dedent(script)}"
+    here = Path(__file__)
+    code = f"""
+import os, sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {str(here.parent)!r})
+from {here.stem} import work
+{textwrap.dedent(script)}"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     return [int(n) for n in done.stdout.split()]
 
