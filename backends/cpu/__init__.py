@@ -22,6 +22,7 @@ def is_available() -> bool:
 # Family → its operators.
 OPS = {
     "blockwise": ("dequantize_blockwise",),
+    "fourbit": ("dequantize_4bit",),
 }
 
 

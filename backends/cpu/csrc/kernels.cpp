@@ -4,10 +4,12 @@
 namespace bnb_core::BNB_LEVEL {
 
 DequantizeBlockwise dequantize_blockwise;
+Dequantize4bit dequantize_4bit;
 
 const Kernels& kernels() {
     static constexpr Kernels table = {
         dequantize_blockwise,
+        dequantize_4bit,
     };
     return table;
 }

@@ -2,11 +2,13 @@
 #pragma once
 
 #include "blockwise/dequantize_blockwise.h"
+#include "fourbit/dequantize_4bit.h"
 
 namespace bnb_core {
 
 struct Kernels {
     DequantizeBlockwise* dequantize_blockwise;
+    Dequantize4bit* dequantize_4bit;
 };
 
 }  // namespace bnb_core

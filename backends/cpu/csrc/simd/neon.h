@@ -152,6 +152,6 @@ BNB_INLINE F32 gather(const float* p, I32 index) {
 BNB_INLINE I32 gather(const std::int32_t* p, I32 index) {
     return {{p[index.v[0]], p[index.v[1]], p[index.v[2]], p[index.v[3]]}};
 }
-BNB_INLINE F32 lookup(Table16 table, I32 index) { return gather(table.values, index); }
+BNB_INLINE F32 lookup(Table16 table, I32 index) { return gather(table.values, index & i32(15)); }
 
 }  // namespace bnb_core::BNB_LEVEL

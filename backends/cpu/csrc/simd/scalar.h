@@ -138,7 +138,7 @@ struct Table16 {
 };
 // The table stays where it is: `values` must outlive it.
 BNB_INLINE Table16 table16(const float* values) { return {values}; }
-BNB_INLINE F32 lookup(Table16 table, I32 index) { return BNB_EACH(F32, table.values[index.v[i]]); }
+BNB_INLINE F32 lookup(Table16 table, I32 index) { return BNB_EACH(F32, table.values[index.v[i] & 15]); }
 BNB_INLINE F32 gather(const float* p, I32 index) { return BNB_EACH(F32, p[index.v[i]]); }
 BNB_INLINE I32 gather(const std::int32_t* p, I32 index) { return BNB_EACH(I32, p[index.v[i]]); }
 
