@@ -1,21 +1,23 @@
 """Which kernel runs: plans, forced kernels, the fall back to the reference, and how often each ran.
 
-A plan is worked out from the kernel table for the arguments' limited values (dtypes, block size, …) and kept until the
-epoch changes: by a registration, by `force()` or by `fallback()`. Choosing happens in the call, so that compiled and
-exported programs obey both.
+A choice is worked out from the kernel table for calls of one signature, and holds until the epoch changes: by a
+registration, by `force()` or by `fallback()`. Choosing happens in the call, so that compiled and exported programs obey
+both.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from .kernels import Kernel, kernels_for, limited_value, rows
+from .kernels import Kernel, kernels_for, rows
 from .op import NAMESPACE, Op
 from .settings import settings
 
 __all__ = [
+    "Choice",
     "FallbackError",
     "FallbackWarning",
     "Plan",
@@ -40,56 +42,33 @@ warned: set[tuple[str, str, str]] = set()
 
 
 @dataclass
-class _Choice:
-    """The kernels that may run for one combination of limited values, best first; the last one always may."""
+class Choice:
+    """The kernels that may run for calls of one signature, best first; the last one always may.
 
+    epoch: the one that it was made in. always: the kernel that runs where no argument can change that, else None.
+    """
+
+    plan: Plan
+    epoch: int
     kernels: list[Kernel]
     refused: list[tuple[Kernel, str]]
-
-
-@dataclass
-class _Choices:
-    """The choices of one epoch, by the values of the arguments that any row limits."""
-
-    epoch: int
-    keys: tuple[tuple[int, str | None], ...]
-    found: dict[tuple[Any, ...], _Choice] = field(default_factory=dict)
+    always: Kernel | None = None
 
 
 @dataclass
 class Plan:
-    """The choices of one (operator, device), and how often each kernel ran."""
+    """One (operator, device): its choices, and how often each kernel ran."""
 
     op: Op
     device: str
-    choices: _Choices = field(default_factory=lambda: _Choices(-1, ()))
-    calls: dict[str, int] = field(default_factory=dict)
+    calls: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
 
-    def kernel(self, args: tuple[Any, ...]) -> Kernel:
-        choices = self.choices  # replaced as a whole, so that threads never mix two epochs
+    def choose(self, args: tuple[Any, ...]) -> Choice:
+        """The choice for all calls of the signature that these arguments have, until the epoch changes."""
         epoch = settings.epoch  # read before the table: a row added in between must not count as seen
-        if choices.epoch != epoch:
-            table = kernels_for(self.op.name, self.device)
-            keys = dict.fromkeys(self.op.position(key) for kernel in table for key in kernel.limits)
-            choices = self.choices = _Choices(epoch, tuple(keys))
-        key = tuple([limited_value(position, args) for position in choices.keys])
-        choice = choices.found.get(key)
-        if choice is None:
-            choice = choices.found[key] = self._choose(args)
-        for kernel in choice.kernels:
-            if kernel.refusal is None or (reason := kernel.refusal(*args)) is None:
-                if kernel.is_reference and self.device != "cpu" and kernel.name not in settings.forced:
-                    self._fall_back(choice, args)
-                self.calls[kernel.name] = self.calls.get(kernel.name, 0) + 1
-                return kernel
-            if kernel.name in settings.forced:
-                self._refuse_forced(kernel, reason)
-        raise NotImplementedError(f"{NAMESPACE}::{self.op.name} has no kernel for device {self.device}")
-
-    def _choose(self, args: tuple[Any, ...]) -> _Choice:
         forced = forced_kernel(self.op.name, self.device)
         candidates = kernels_for(self.op.name, self.device) if forced is None else (forced,)
-        choice = _Choice([], [])
+        choice = Choice(self, epoch, [], [])
         for kernel in candidates:
             reason = kernel.outside_limits(args)
             if reason is None:
@@ -100,14 +79,31 @@ class Plan:
                 self._refuse_forced(kernel, reason)
             else:
                 choice.refused.append((kernel, reason))
+        if len(choice.kernels) == 1 and choice.kernels[0].refusal is None and not self._falls_back(choice.kernels[0]):
+            choice.always = choice.kernels[0]
         return choice
+
+    def ask(self, choice: Choice, args: tuple[Any, ...]) -> Kernel:
+        """The first kernel of the choice that does not refuse these arguments."""
+        for kernel in choice.kernels:
+            if kernel.refusal is None or (reason := kernel.refusal(*args)) is None:
+                if self._falls_back(kernel):
+                    self._fall_back(choice, args)
+                return kernel
+            if kernel.name in settings.forced:
+                self._refuse_forced(kernel, reason)
+        raise NotImplementedError(f"{NAMESPACE}::{self.op.name} has no kernel for device {self.device}")
+
+    def _falls_back(self, kernel: Kernel) -> bool:
+        """True where this kernel in the place of a better one is worth a word."""
+        if settings.policy == "allow" or kernel.name in settings.forced:
+            return False
+        return kernel.is_reference and self.device != "cpu"
 
     def _refuse_forced(self, kernel: Kernel, reason: str) -> None:
         raise RuntimeError(f"{NAMESPACE}::{self.op.name}: the forced kernel {kernel.name} refuses: {reason}")
 
-    def _fall_back(self, choice: _Choice, args: tuple[Any, ...]) -> None:
-        if settings.policy == "allow":
-            return
+    def _fall_back(self, choice: Choice, args: tuple[Any, ...]) -> None:
         refusals = [f"{kernel.name}: {reason}" for kernel, reason in choice.refused]
         refusals += [f"{k.name}: {k.refusal(*args)}" for k in choice.kernels if k.refusal is not None]
         reason = "; ".join(refusals) or f"no kernel is registered for device {self.device}"

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from .op import OPS
+from .signature import READ
 from .tolerance import Tolerance
 
 __all__ = ["ANY_DEVICE", "Kernel", "add_row", "kernels_for", "remove_row", "rows"]
@@ -34,9 +33,9 @@ class Kernel:
     fn: the function, or `"module:function"`, imported at its first call; a module that begins with a dot is relative to
         the backend, and the function may be an attribute of another (`"module:kernels.avx2.function"`). Its parameters
         are those of the op's schema, by name, order and default; for an op with an `.out` form there is one more,
-        `out=None`: the tensor (or tuple of tensors) to write to.
-    limits: what a table can say: `{"A.dtype": {torch.float32}, "blocksize": {64, 128}}`. A key is an argument or one
-        attribute of it (of the first tensor, for a list of tensors); None and empty lists pass.
+        `out=None`: the tensor (or tuple of tensors) to write to. It returns new tensors, no views.
+    limits: what a table can say: `{"A.dtype": {torch.float32}, "blocksize": {64, 128}}`. A key is an argument, or the
+        dtype, shape, ndim or device of a tensor (of the first one of a list); None and empty lists pass.
     why_not: what a table cannot say: called with the op's arguments, returns None or the sentence of refusal.
     unavailable: why the row can never run here ("this CPU has no avx512f"), where that is known from the start.
     tolerance: accepted distance to the reference, where it is tighter than the op's own.
@@ -64,7 +63,7 @@ class Kernel:
         """`why_not` itself; imports it where the row names it."""
         return None if self.why_not is None else self._resolve(self.why_not)
 
-    @property
+    @cached_property
     def is_reference(self) -> bool:
         return self.device == ANY_DEVICE
 
@@ -142,8 +141,11 @@ def add_row(kernel: Kernel) -> None:
         raise ValueError(f"kernel {kernel.name} is for device {kernel.device}, but {ANY_DEVICE} is {REFERENCE}'s alone")
     for key in kernel.limits:
         attribute = op.position(key)[1]
-        if attribute is not None and not hasattr(torch.Tensor, attribute):
-            raise ValueError(f"kernel {kernel.name} limits {key}, but a tensor has no {attribute}")
+        if attribute not in (None, *READ):
+            raise ValueError(
+                f"kernel {kernel.name} limits {key}, but a limit on a tensor speaks of its {', '.join(READ)}; the rest "
+                "is for why_not"
+            )
     if kernel.tolerance is not None and not kernel.tolerance.within(op.tolerance):
         raise ValueError(
             f"kernel {kernel.name} declares {kernel.tolerance} for {op.name}, looser than the operator's {op.tolerance}"

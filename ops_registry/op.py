@@ -101,6 +101,10 @@ class Op:
         required = ", ".join(part.partition("=")[0] for part in arguments.split(", "))
         return f"{self.name}.out({required}, {outs}) -> ()"
 
+    @cached_property
+    def parsed_out(self) -> torch._C.FunctionSchema:
+        return torch._C.parse_schema(f"{NAMESPACE}::{self.out_schema}")
+
     def position(self, key: str) -> tuple[int, str | None]:
         """Where `"argument"` or `"argument.attribute"` stands; ValueError for an argument that the op does not have."""
         name, _, attribute = key.partition(".")

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from torch._C import DispatchKey
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import bnb_core
 from bnb_core import ops_registry
-from bnb_core.ops_registry import Kernel, Tolerance
+from bnb_core.ops_registry import Kernel, Tolerance, dispatch
 
 OP = "int8_vectorwise_dequant"
 A = torch.ones(2, 4, dtype=torch.int8)
@@ -103,7 +104,10 @@ def test_duplicate_row_names_both_origins_and_registers_nothing() -> None:
         (toy("toy/a", 1, limits={"B.dtype": {torch.int8}}), "has no argument 'B'; it has A, stats"),
         (toy("toy/a", 1, tolerance=Tolerance({torch.float32: 0.1})), "looser than the operator's"),
         (toy("toy/a", 1, tolerance=Tolerance(codes=0.5)), "looser than the operator's"),
-        (toy("toy/a", 1, limits={"A.dtpye": {torch.int8}}), "limits A.dtpye, but a tensor has no dtpye"),
+        (
+            toy("toy/a", 1, limits={"A.dtpye": {torch.int8}}),
+            "limits A.dtpye, but a limit on a tensor speaks of its",
+        ),
         (toy("toy/any", 1, device="any"), "toy/any is for device any, but any is reference's alone"),
         (toy("reference", 1), "reference is for device cpu, but any is reference's alone"),
     ],
@@ -328,7 +332,7 @@ def test_forced_reference_is_no_fallback() -> None:
 def test_device_without_any_kernel_says_so() -> None:
     plan = ops_registry.choosing.Plan(ops_registry.OPS[OP], "npu")
     with pytest.warns(ops_registry.FallbackWarning, match="no kernel is registered for device npu"):
-        assert plan.kernel((A, STATS)).is_reference
+        assert plan.ask(plan.choose((A, STATS)), (A, STATS)).is_reference
 
 
 def test_unknown_policy_is_refused() -> None:
@@ -381,6 +385,89 @@ def test_explain_checks_its_arguments() -> None:
             bnb_core.explain(OP, *args)
 
 
+# -- calls that are known
+# ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def forgetful() -> Iterator[dict[tuple[Any, ...], Any]]:
+    """The signatures known to the toy kernels' operator on the CPU, emptied for the time being."""
+    known = dispatch.remembered[OP, "cpu"]
+    before = dict(known)
+    known.clear()
+    try:
+        yield known
+    finally:
+        known.clear()
+        known.update(before)
+
+
+def test_a_known_call_is_neither_checked_nor_chosen_again() -> None:
+    with registered(toy("toy/a", 1)), forgetful() as known:
+        call(), call(), call(torch.zeros(2, 4, dtype=torch.int8))
+        assert len(known) == 1
+        call(torch.ones(4, 4, dtype=torch.int8), torch.ones(4))
+        assert len(known) == 2
+
+
+def test_a_refused_call_is_not_remembered() -> None:
+    with registered(toy("toy/a", 1)), forgetful() as known:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="stats has 3 elements"):
+                call(A, torch.ones(3))
+        with bnb_core.force("reference"):
+            call()
+        assert len(known) == 1
+
+
+def test_the_memory_for_signatures_is_bounded() -> None:
+    most = dispatch.MOST_SIGNATURES
+    with registered(toy("toy/a", 1)), forgetful() as known:
+        sizes = []
+        for columns in range(1, most + 10):
+            call(torch.ones(2, columns, dtype=torch.int8))
+            sizes.append(len(known))
+    assert max(sizes) == most and sizes[-1] < most
+
+
+def test_why_not_is_asked_although_the_call_is_known() -> None:
+    reasons: list[str | None] = [None, "moon phase", None]
+    with registered(toy("toy/a", 1, why_not=lambda A, stats: reasons[0]), toy("toy/b", 2)):
+        assert [(call(), reasons.pop(0)) for _ in range(3)] == [(1, None), (2, "moon phase"), (1, None)]
+
+
+def test_a_symbolic_size_is_checked_and_not_remembered() -> None:
+    rows = ShapeEnv().create_unbacked_symint()
+    packed, absmax = torch.ops.bnb_core.quantize_4bit(torch.ones(2, 64), 64, "nf4", torch.uint8)
+    decode = torch.ops.bnb_core.dequantize_4bit
+
+    def kernel(A, absmax, blocksize, quant_type, shape, dtype, out=None):  # type: ignore[no-untyped-def]
+        return torch.full((2, 64), 7.0)
+
+    with registered(Kernel(op="dequantize_4bit", device="cpu", name="toy/a", fn=kernel)):
+        before = len(dispatch.remembered["dequantize_4bit", "cpu"])
+        assert decode(packed, absmax, 64, "nf4", (rows, 64), torch.float32)[0, 0] == 7
+        with pytest.raises(RuntimeError, match="blocksize is 63"):
+            decode(packed, absmax, 63, "nf4", (rows, 64), torch.float32)
+        assert len(dispatch.remembered["dequantize_4bit", "cpu"]) == before
+
+
+def test_a_known_call_records_nothing_when_a_gradient_is_wanted() -> None:
+    recorded: list[bool] = []
+
+    def kernel(A, absmax, code, blocksize, dtype, out=None):  # type: ignore[no-untyped-def]
+        result = absmax * 2
+        recorded.append(result.requires_grad)
+        return result.detach()
+
+    decode = torch.ops.bnb_core.dequantize_blockwise
+    with registered(Kernel(op="dequantize_blockwise", device="cpu", name="toy/a", fn=kernel, priority=1)):
+        for wanted in (False, True, False):
+            absmax = torch.ones(1, requires_grad=wanted)
+            decode(torch.zeros(4, dtype=torch.uint8), absmax, torch.ones(2), 64, torch.float32)
+    assert recorded == [False] * 3
+
+
 # -- autograd --------------------------------------------------------------------------------------------------------
 
 
@@ -400,3 +487,13 @@ def test_differentiating_through_an_operator_warns(device: torch.device) -> None
     with pytest.warns(UserWarning, match="bnb_core::gemm_4bit: an autograd kernel was not registered"):
         product.sum().backward()
     assert x.grad is None
+
+
+def test_a_result_made_without_gradients_may_be_changed_with_them(device: torch.device) -> None:
+    """As that of torch's own products: it is no view of anything."""
+    packed, absmax = torch.ops.bnb_core.quantize_4bit(torch.ones(2, 64, device=device), 64, "nf4", torch.uint8)
+    trained = torch.ones(2, device=device, requires_grad=True)
+    with torch.no_grad(), bnb_core.force("reference"):
+        result = torch.ops.bnb_core.gemm_4bit(torch.ones(3, 64, device=device), packed, (2, 64), absmax, 64, "nf4")
+    result.add_(trained).sum().backward()
+    assert trained.grad is not None and trained.grad.tolist() == [3, 3]

@@ -20,6 +20,7 @@ from bnb_core import ops_registry
 from bnb_core.ops_registry import OPS, Kernel, Op, differences, kernels_for
 from bnb_core.ops_registry.cases import BadCase, Case, fresh
 from bnb_core.ops_registry.checks import Check
+from bnb_core.ops_registry.signature import signature_of
 
 SCHEMAS = Path(__file__).parent / "schemas.txt"
 
@@ -73,6 +74,7 @@ def run(op: Op, kernel: Kernel, args: tuple[Any, ...]) -> list[Any]:
         if i not in op.mutated:
             assert not differences(list(flatten([copy])), list(flatten([arg])), ops_registry.EXACT, op.parameters[i])
     returned = [] if results is None else list(results) if isinstance(results, (tuple, list)) else [results]
+    assert not any(tensor._is_view() for tensor in flatten(returned)), "a result is a view"
     return returned + [copies[i] for i in op.mutated]
 
 
@@ -180,6 +182,90 @@ def test_bad_input_is_refused_before_any_kernel(op: Op, bad: BadCase) -> None:
     with pytest.raises(RuntimeError, match=rf"^bnb_core::{op.name}: (.|\n)*({bad.error})"):
         overload(op)(*fresh(bad.args))
     assert ops_registry.kernel_counts() == before
+
+
+@pytest.mark.parametrize("kernel", kernel_parameters())
+def test_bad_input_is_refused_after_good_calls(kernel: Kernel) -> None:
+    """What is remembered of good calls lets nothing bad pass, and a refusal does not stop the next good call."""
+    op = OPS[kernel.op]
+    taken = [case for case in spread(list(op.each_case(DEVICE, LEVEL)), 40) if accepted(op, kernel, case.args)]
+    for bad in [None, *op.each_bad_case(DEVICE), None]:
+        with ops_registry.force(kernel.name):
+            for case in taken if bad is None else taken[:1]:
+                overload(op)(*fresh(case.args))
+            if bad is None:
+                continue
+            before = ops_registry.kernel_counts()
+            with pytest.raises(RuntimeError, match=rf"^bnb_core::{op.name}: (.|\n)*({bad.error})"):
+                overload(op)(*fresh(bad.args))
+            assert ops_registry.kernel_counts() == before
+
+
+class Described:
+    """A tensor's description, of which a check may read no more than this."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.dtype, self.shape, self.ndim, self.device = tensor.dtype, tensor.shape, tensor.ndim, tensor.device
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_checks_read_what_is_in_the_signature(op: Op) -> None:
+    """Else two calls that look alike to the dispatcher could differ for the check."""
+
+    def described(args: tuple[Any, ...]) -> Any:
+        return torch.utils._pytree.tree_map_only(torch.Tensor, Described, op.complete(args))
+
+    for case in spread(list(op.each_case(DEVICE, LEVEL)), 40):
+        op.check(*described(case.args))
+        if op.out:
+            outs = op.check_out, [torch.empty(r.shape, dtype=r.dtype) for r in op.results(*op.complete(case.args)) if r]
+            outs[0](*described(case.args), *(Described(out.to(DEVICE)) for out in outs[1]))
+    for bad in op.each_bad_case(DEVICE):
+        with pytest.raises(RuntimeError, match=bad.error):
+            op.check(*described(bad.args))
+
+
+def altered(value: Any) -> Iterator[Any]:
+    """Values that differ from one argument in a single thing."""
+    if isinstance(value, torch.Tensor):
+        yield value.to(torch.float64 if value.dtype != torch.float64 else torch.float32)
+        yield value[None]
+        yield torch.empty_like(value, device="meta")
+    elif isinstance(value, (list, tuple)):
+        yield type(value)(value[:-1])
+        for i, item in enumerate(value):
+            yield from (type(value)([*value[:i], other, *value[i + 1 :]]) for other in altered(item))
+    elif isinstance(value, torch.dtype):
+        yield torch.complex64
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, (int, float)):
+        yield value + 1
+    elif isinstance(value, str):
+        yield value + "x"
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_signatures_differ_in_every_argument(op: Op) -> None:
+    for schema, name in ((op.parsed, op.name), *(((op.parsed_out, f"{op.name}.out"),) if op.out else ())):
+        signature = signature_of(schema.arguments)
+        for case in spread(list(op.each_case(DEVICE, LEVEL)), 10):
+            args = op.complete(case.args)
+            if schema is not op.parsed:
+                args += tuple(torch.empty(r.shape, dtype=r.dtype, device=DEVICE) for r in op.results(*args) if r)
+            own = signature(*args)
+            assert own == signature(*fresh(args)) and hash(own) == hash(signature(*fresh(args)))
+            for i, argument in enumerate(schema.arguments):
+                others = list(altered(args[i]))
+                if "Optional" in str(argument.type):
+                    others += [None] if args[i] is not None else []
+                else:
+                    assert others, argument.name
+                for other in others:
+                    assert signature(*args[:i], other, *args[i + 1 :]) != own, f"{name}: {argument.name}"
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
