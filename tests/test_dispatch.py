@@ -207,7 +207,7 @@ def test_limits_on_lists_of_sizes() -> None:
         decoded = torch.ops.bnb_core.dequantize_4bit(packed, absmax, 64, "nf4", shape, torch.float32)
         return float(decoded.reshape(-1)[0])
 
-    with registered(Kernel(op=op, device="cpu", name="toy/a", fn=kernel, limits={"shape": [(2, 64)]})):
+    with registered(Kernel(op=op, device="cpu", name="toy/a", fn=kernel, limits={"shape": [(2, 64)]}, priority=99)):
         assert values(2, 64) == 7
         assert values(64, 2) == 1
 
@@ -444,7 +444,7 @@ def test_a_symbolic_size_is_checked_and_not_remembered() -> None:
     def kernel(A, absmax, blocksize, quant_type, shape, dtype, out=None):  # type: ignore[no-untyped-def]
         return torch.full((2, 64), 7.0)
 
-    with registered(Kernel(op="dequantize_4bit", device="cpu", name="toy/a", fn=kernel)):
+    with registered(Kernel(op="dequantize_4bit", device="cpu", name="toy/a", fn=kernel, priority=99)):
         before = len(dispatch.remembered["dequantize_4bit", "cpu"])
         assert decode(packed, absmax, 64, "nf4", (rows, 64), torch.float32)[0, 0] == 7
         with pytest.raises(RuntimeError, match="blocksize is 63"):
@@ -461,7 +461,7 @@ def test_a_known_call_records_nothing_when_a_gradient_is_wanted() -> None:
         return result.detach()
 
     decode = torch.ops.bnb_core.dequantize_blockwise
-    with registered(Kernel(op="dequantize_blockwise", device="cpu", name="toy/a", fn=kernel, priority=1)):
+    with registered(Kernel(op="dequantize_blockwise", device="cpu", name="toy/a", fn=kernel, priority=99)):
         for wanted in (False, True, False):
             absmax = torch.ones(1, requires_grad=wanted)
             decode(torch.zeros(4, dtype=torch.uint8), absmax, torch.ones(2), 64, torch.float32)
