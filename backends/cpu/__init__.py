@@ -23,6 +23,7 @@ def is_available() -> bool:
 OPS = {
     "blockwise": ("dequantize_blockwise",),
     "fourbit": ("dequantize_4bit",),
+    "optimizer": ("optimizer_update_32bit", "optimizer_step_32bit"),
 }
 
 

@@ -5,11 +5,13 @@ namespace bnb_core::BNB_LEVEL {
 
 DequantizeBlockwise dequantize_blockwise;
 Dequantize4bit dequantize_4bit;
+OptimizerStep32bit optimizer_step_32bit;
 
 const Kernels& kernels() {
     static constexpr Kernels table = {
         dequantize_blockwise,
         dequantize_4bit,
+        optimizer_step_32bit,
     };
     return table;
 }

@@ -3,12 +3,14 @@
 
 #include "blockwise/dequantize_blockwise.h"
 #include "fourbit/dequantize_4bit.h"
+#include "optimizer/optimizer_32bit.h"
 
 namespace bnb_core {
 
 struct Kernels {
     DequantizeBlockwise* dequantize_blockwise;
     Dequantize4bit* dequantize_4bit;
+    OptimizerStep32bit* optimizer_step_32bit;
 };
 
 }  // namespace bnb_core
