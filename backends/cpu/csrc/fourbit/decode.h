@@ -17,7 +17,10 @@ BNB_INLINE I32 codes(const std::uint8_t* p) {
     std::memcpy(&bytes, p, sizeof bytes);
     return {_mm256_srlv_epi32(_mm256_set1_epi32(bytes), _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24))};
 #else
-    return {{p[0] >> 4, p[0], p[1] >> 4, p[1]}};
+    const std::int32_t lanes[] = {p[0] >> 4, p[0], p[1] >> 4, p[1]};
+    I32 result;
+    std::memcpy(&result.v, lanes, sizeof lanes);
+    return result;
 #endif
 }
 

@@ -18,7 +18,7 @@ namespace {
     if (!__builtin_cpu_supports(feature)) missing += missing.empty() ? feature : ", " feature
 #endif
 
-std::string missing_for(const std::string& level) {
+std::string missing_for([[maybe_unused]] const std::string& level) {
     std::string missing;
 #if defined(__x86_64__)
     __builtin_cpu_init();

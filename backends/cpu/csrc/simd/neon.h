@@ -60,8 +60,8 @@ BNB_INLINE void store(T* p, F32 v, int n) {
     store_part(p, v, n);
 }
 
-BNB_INLINE I32 load_u8(const std::uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
-BNB_INLINE I32 load_i8(const std::int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+BNB_INLINE I32 load_u8(const std::uint8_t* p) { return {int32x4_t{p[0], p[1], p[2], p[3]}}; }
+BNB_INLINE I32 load_i8(const std::int8_t* p) { return {int32x4_t{p[0], p[1], p[2], p[3]}}; }
 BNB_INLINE I32 load_u8(const std::uint8_t* p, int n) {
     std::uint8_t part[4] = {};
     for (int i = 0; i < n; ++i) part[i] = p[i];
@@ -147,10 +147,10 @@ struct Table16 {
 // The table stays where it is: `values` must outlive it.
 BNB_INLINE Table16 table16(const float* values) { return {values}; }
 BNB_INLINE F32 gather(const float* p, I32 index) {
-    return {{p[index.v[0]], p[index.v[1]], p[index.v[2]], p[index.v[3]]}};
+    return {float32x4_t{p[index.v[0]], p[index.v[1]], p[index.v[2]], p[index.v[3]]}};
 }
 BNB_INLINE I32 gather(const std::int32_t* p, I32 index) {
-    return {{p[index.v[0]], p[index.v[1]], p[index.v[2]], p[index.v[3]]}};
+    return {int32x4_t{p[index.v[0]], p[index.v[1]], p[index.v[2]], p[index.v[3]]}};
 }
 BNB_INLINE F32 lookup(Table16 table, I32 index) { return gather(table.values, index & i32(15)); }
 
