@@ -105,7 +105,7 @@ def _family(family: Family, outcomes: Sequence[Outcome], best: bool) -> Table:
     made.add_column(OURS, justify="right", no_wrap=True)
     for name in others:
         if name not in absent:
-            made.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+            made.add_column(name.replace(" ", "\n"), justify="right", overflow="fold")
     prefix = _prefix([outcome.work for outcome in outcomes])
     notes = [f"{name}: {reason}" for name, reason in absent.items()]
     for outcome in outcomes:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from bnb_core.nn import LinearNF4
+from bnb_core.ops_registry import OPS, kernel_counts, kernels_for
 from bnb_core.ops_registry.codebooks import dynamic_map
+from bnb_core.ops_registry.signature import signature_of
 
 from ..work import Budget, Contestant, Family, Run, Work
 from .common import BITSANDBYTES, OURS, op_of
@@ -53,6 +55,33 @@ def _op(package: str, name: str) -> Callable[[Args], Run]:
     def make(args: Args) -> Run:
         op = op_of(package, name)
         return lambda: op(*args)
+
+    return make
+
+
+def _signature(name: str) -> Callable[[Args], Run]:
+    def make(args: Args) -> Run:
+        signature = signature_of(OPS[name].parsed.arguments)
+        return lambda: signature(*args)
+
+    return make
+
+
+def _check(name: str) -> Callable[[Args], Run]:
+    def make(args: Args) -> Run:
+        check = OPS[name].check
+        return lambda: check(*args)
+
+    return make
+
+
+def _kernel(name: str) -> Callable[[Args], Run]:
+    def make(args: Args) -> Run:
+        before = kernel_counts()
+        op_of(OURS, name)(*args)
+        (ran,) = (row for row, calls in kernel_counts().items() if calls > before.get(row, 0))
+        function = next(row.function for row in kernels_for(name, "cpu") if row.name == ran[-1])
+        return lambda: function(*args)
 
     return make
 
@@ -117,6 +146,10 @@ def _of_op(name: str, inputs: Callable[[], Args], outputs: str, microseconds: fl
         Contestant("trivial op", _trivial(outputs)),
         Contestant("torch.add", _add),
         Contestant(BITSANDBYTES, _op(BITSANDBYTES, name), 0.05, BITSANDBYTES, _first),
+        # What a call consists of, beside the trivial op: those that are new are checked, all have their signature made.
+        Contestant("its check", _check(name)),
+        Contestant("its signature", _signature(name)),
+        Contestant("its kernel", _kernel(name)),
     )
     return Work(f"overhead/{name}/{N}", inputs, contestants, (Budget(microseconds),))
 
