@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -169,5 +170,7 @@ def families(sizes: Sizes) -> list[Family]:
         _of_op("quantize_blockwise", _blockwise, "two", 10),
         _of_op("quantize_4bit", _fourbit, "two", 10),
         Work("overhead/Linear4bit/64x64/M=1", _row, layer, (Budget(15),)),
+        # As in training: the bias has a gradient.
+        Work("overhead/Linear4bit/64x64/M=1/grad", _row, [replace(c, setting=torch.enable_grad) for c in layer]),
     ]
     return [Family("Overhead of a call", works)]
