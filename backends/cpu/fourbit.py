@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from bnb_core.ops_registry.checks import ceil_div
+
 from .levels import at_each_level
 from .memory import NAMES, Target
 
@@ -18,6 +20,29 @@ class FourBit:
 
     def __init__(self, native: ModuleType) -> None:
         self._native = native
+
+    def quantize_4bit(
+        self, A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Codes of `A * (1 / absmax)`, two to a byte, and the absmax of each block."""
+        A, n = A.contiguous(), A.numel()
+        units = ceil_div(ceil_div(n, 2), quant_storage.itemsize)
+        packed, absmax = (
+            A.new_empty((units, 1), dtype=quant_storage),
+            A.new_empty(ceil_div(n, blocksize), dtype=torch.float32),
+        )
+        self._native.quantize_4bit(
+            A.data_ptr(),
+            NAMES[A.dtype],
+            n,
+            blocksize,
+            quant_type,
+            packed.data_ptr(),
+            units * quant_storage.itemsize,
+            absmax.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return packed, absmax
 
     def dequantize_4bit(
         self,

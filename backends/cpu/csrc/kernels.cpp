@@ -5,12 +5,14 @@ namespace bnb_core::BNB_LEVEL {
 
 DequantizeBlockwise dequantize_blockwise;
 Dequantize4bit dequantize_4bit;
+Quantize4bit quantize_4bit;
 OptimizerStep32bit optimizer_step_32bit;
 
 const Kernels& kernels() {
     static constexpr Kernels table = {
         dequantize_blockwise,
         dequantize_4bit,
+        quantize_4bit,
         optimizer_step_32bit,
     };
     return table;

@@ -3,6 +3,7 @@
 
 #include "blockwise/dequantize_blockwise.h"
 #include "fourbit/dequantize_4bit.h"
+#include "fourbit/quantize_4bit.h"
 #include "optimizer/optimizer_32bit.h"
 
 namespace bnb_core {
@@ -10,6 +11,7 @@ namespace bnb_core {
 struct Kernels {
     DequantizeBlockwise* dequantize_blockwise;
     Dequantize4bit* dequantize_4bit;
+    Quantize4bit* quantize_4bit;
     OptimizerStep32bit* optimizer_step_32bit;
 };
 

@@ -165,6 +165,14 @@ BNB_INLINE float reduce_add(F32 a) {
     return _mm_cvtss_f32(s);
 }
 
+BNB_INLINE I32 increment(I32 a, Mask m) { return {_mm256_sub_epi32(a.v, _mm256_castps_si256(m.v))}; }
+
+struct Table8 {
+    __m256 values;
+};
+BNB_INLINE Table8 table8(const float* values) { return {_mm256_loadu_ps(values)}; }
+BNB_INLINE F32 lookup(Table8 table, I32 index) { return {_mm256_permutevar8x32_ps(table.values, index.v)}; }
+
 struct Table16 {
     __m256 low, high;
 };

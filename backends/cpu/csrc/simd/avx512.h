@@ -150,6 +150,14 @@ BNB_INLINE float reduce_add(F32 a) {
     return _mm_cvtss_f32(s);
 }
 
+BNB_INLINE I32 increment(I32 a, Mask m) { return {_mm512_mask_add_epi32(a.v, m.v, a.v, _mm512_set1_epi32(1))}; }
+
+struct Table8 {
+    __m512 twice;
+};
+BNB_INLINE Table8 table8(const float* values) { return {_mm512_broadcast_f32x8(_mm256_loadu_ps(values))}; }
+BNB_INLINE F32 lookup(Table8 table, I32 index) { return {_mm512_permutexvar_ps(index.v, table.twice)}; }
+
 struct Table16 {
     __m512 values;
 };

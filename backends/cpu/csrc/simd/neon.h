@@ -141,6 +141,8 @@ BNB_INLINE float reduce_add(F32 a) {
     return vget_lane_f32(vpadd_f32(half, half), 0);
 }
 
+BNB_INLINE I32 increment(I32 a, Mask m) { return {vsubq_s32(a.v, vreinterpretq_s32_u32(m.v))}; }
+
 struct Table16 {
     const float* values;
 };
@@ -153,5 +155,11 @@ BNB_INLINE I32 gather(const std::int32_t* p, I32 index) {
     return {int32x4_t{p[index.v[0]], p[index.v[1]], p[index.v[2]], p[index.v[3]]}};
 }
 BNB_INLINE F32 lookup(Table16 table, I32 index) { return gather(table.values, index & i32(15)); }
+
+struct Table8 {
+    const float* values;
+};
+BNB_INLINE Table8 table8(const float* values) { return {values}; }
+BNB_INLINE F32 lookup(Table8 table, I32 index) { return gather(table.values, index & i32(7)); }
 
 }  // namespace bnb_core::BNB_LEVEL

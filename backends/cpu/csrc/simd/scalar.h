@@ -133,12 +133,19 @@ BNB_INLINE std::int32_t reduce_max(I32 a) {
 }
 BNB_INLINE float reduce_add(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 
+BNB_INLINE I32 increment(I32 a, Mask m) { return BNB_EACH(I32, a.v[i] + (m.v[i] ? 1 : 0)); }
+
 struct Table16 {
     const float* values;
 };
 // The table stays where it is: `values` must outlive it.
 BNB_INLINE Table16 table16(const float* values) { return {values}; }
 BNB_INLINE F32 lookup(Table16 table, I32 index) { return BNB_EACH(F32, table.values[index.v[i] & 15]); }
+struct Table8 {
+    const float* values;
+};
+BNB_INLINE Table8 table8(const float* values) { return {values}; }
+BNB_INLINE F32 lookup(Table8 table, I32 index) { return BNB_EACH(F32, table.values[index.v[i] & 7]); }
 BNB_INLINE F32 gather(const float* p, I32 index) { return BNB_EACH(F32, p[index.v[i]]); }
 BNB_INLINE I32 gather(const std::int32_t* p, I32 index) { return BNB_EACH(I32, p[index.v[i]]); }
 

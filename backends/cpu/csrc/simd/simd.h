@@ -11,6 +11,8 @@
 //   bits(F32), from_bits(I32), to_i32(F32) (rounds to even), truncate(F32), to_f32(I32)
 //   select(mask, a, b), & | ! of masks, any(mask), mask_bits(mask) (lane i in bit i)
 //   reduce_max(I32), reduce_add(F32) (in a fixed order)
+//   increment(I32, mask): one more in the lanes of the mask
+//   Table8, lookup(table, I32) by the low three bits of each lane
 //   Table16, lookup(table, I32) by the low four bits of each lane; gather(const float*, I32)
 //
 // min(a, b) and max(a, b) are `a < b ? a : b` and `a > b ? a : b`, as in SSE: b where either is NaN.
