@@ -57,7 +57,7 @@ def dequantized_scales(
     """The fp32 scales of statistics as the operators take them: `absmax` itself, or, nested, those that it is for."""
     if absmax_8bit is None:
         return absmax
-    scales = torch.ops.bnb_core.dequantize_blockwise(absmax_8bit, absmax, absmax_code, blocksize, torch.float32)
+    scales = torch.ops.bnb_core.dequantize_blockwise.default(absmax_8bit, absmax, absmax_code, blocksize, torch.float32)
     return scales + absmax_offset
 
 
@@ -106,9 +106,12 @@ class QuantState:
     def statistics(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """`absmax, absmax_8bit, absmax_code, absmax_offset` as `gemm_4bit` and `embedding_4bit` take them."""
         # The operators take nested statistics in groups of one size; others are dequantized first.
-        if self.state2 is None or self.state2.blocksize != NESTED_BLOCKSIZE:
+        second = self.state2
+        if second is None:
+            return self.absmax, None, None, None
+        if second.blocksize != NESTED_BLOCKSIZE:
             return self.scales(), None, None, None
-        return self.state2.absmax, self.absmax, self.state2.code, self.offset
+        return second.absmax, self.absmax, second.code, self.offset
 
     def four_bit_format(self) -> tuple[torch.Size, int, str]:
         """`shape, blocksize, quant_type` as the 4-bit operators take them. Raises ValueError for other codes."""

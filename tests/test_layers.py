@@ -480,6 +480,18 @@ def test_func_grad_and_vmap(make: Make, device: torch.device) -> None:
     assert torch.equal(torch.func.functional_call(layer, parameters, (x,)), layer(x))
 
 
+@over(LAYERS)
+def test_a_tensor_that_left_its_transform(make: Make, device: torch.device) -> None:
+    """What torch.func wrapped around it is dead by then, and its gradient is that of the tensor within."""
+    layer = make(IN, OUT).to(device)
+    left: list[Tensor] = []
+    x = activations(device, 3).requires_grad_()
+    torch.func.grad(lambda t: (left.append(t), t.sum())[1])(x)
+    (expected,) = torch.autograd.grad(layer(x).sum(), x)
+    (found,) = torch.autograd.grad(layer(left[0]).sum(), x)
+    assert torch.equal(found, expected)
+
+
 def test_vmap_over_other_operands(device: torch.device) -> None:
     layer = nn.LinearNF4(IN, OUT).to(device)
     x, biases = activations(device, 4), torch.randn(3, OUT, device=device)

@@ -37,7 +37,7 @@ def quantize_blockwise(
         raise ValueError("absmax receives fp32 scales, which nested=True does not keep")
     code = create_dynamic_map().to(A.device) if code is None else code.to(A.device)
     if out is None and absmax is None:
-        out, absmax = ops.quantize_blockwise(A.detach(), code, blocksize)
+        out, absmax = ops.quantize_blockwise.default(A.detach(), code, blocksize)
     else:
         out = torch.empty(A.shape, dtype=torch.uint8, device=A.device) if out is None else out
         absmax = A.new_empty(ceil_div(A.numel(), blocksize), dtype=torch.float32) if absmax is None else absmax
@@ -75,7 +75,7 @@ def dequantize_blockwise(
         raise ValueError("nested=True needs a quant_state with nested statistics")
     args = (A, quant_state.scales(), quant_state.code, quant_state.blocksize)
     if out is None:
-        return ops.dequantize_blockwise(*args, quant_state.dtype)
+        return ops.dequantize_blockwise.default(*args, quant_state.dtype)
     ops.dequantize_blockwise.out(*args, out.dtype, out)
     return out
 

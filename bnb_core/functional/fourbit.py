@@ -48,7 +48,7 @@ def quantize_4bit(
     if compress_statistics and absmax is not None:
         raise ValueError("absmax receives fp32 scales, which compress_statistics=True does not keep")
     blocksize = DEFAULT_4BIT_BLOCKSIZE if blocksize is None else blocksize
-    packed, scales = ops.quantize_4bit(A.detach(), blocksize, quant_type, quant_storage)
+    packed, scales = ops.quantize_4bit.default(A.detach(), blocksize, quant_type, quant_storage)
     packed, scales = copied_to(out, packed), copied_to(absmax, scales, "absmax")
     state = QuantState(scales, A.shape, get_4bit_type(quant_type, A.device), blocksize, quant_type, A.dtype)
     return packed, with_nested_scales(state, NESTED_BLOCKSIZE) if compress_statistics else state
@@ -107,7 +107,7 @@ def dequantize_4bit(
         raise ValueError(f"blocksize is {blocksize}, but that of quant_state is {own_blocksize}")
     args = (A, quant_state.scales(), own_blocksize, quant_type, shape)
     if out is None:
-        out = ops.dequantize_4bit(*args, quant_state.dtype)
+        out = ops.dequantize_4bit.default(*args, quant_state.dtype)
     else:
         ops.dequantize_4bit.out(*args, out.dtype, out)
     transposed = A.ndim == 2 and A.shape[0] == 1 and A.shape[1] > 1
@@ -169,6 +169,6 @@ def gemv_4bit(
     absmax, *nested = state.statistics()
     args = (A, B, shape, absmax, blocksize, quant_type, None, *nested)
     if out is None:
-        return ops.gemm_4bit(*args)
+        return ops.gemm_4bit.default(*args)
     ops.gemm_4bit.out(*args, out)
     return out

@@ -29,7 +29,7 @@ def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Te
     and their codes are zero. Returns codes, fp32 scales `[rows]`, and the indices of those columns (None for threshold
     0).
     """
-    return ops.int8_vectorwise_quant(A.detach(), threshold)
+    return ops.int8_vectorwise_quant.default(A.detach(), threshold)
 
 
 # Rows with an absmax in between lose nothing that int8 would keep when they are rounded to fp16.
@@ -50,13 +50,15 @@ def int8_weight_quant(W: Tensor) -> tuple[Tensor, Tensor]:
     rounded = rows.half().float()
     largest = rounded.abs().amax(dim=1, keepdim=True) if W.shape[1] else rows.new_zeros(W.shape[0], 1)
     least, most = _FP16_ROWS
-    codes, scales, _ = ops.int8_vectorwise_quant(torch.where((largest >= least) & (largest <= most), rounded, rows))
+    codes, scales, _ = ops.int8_vectorwise_quant.default(
+        torch.where((largest >= least) & (largest <= most), rounded, rows)
+    )
     return codes, scales
 
 
 def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
     """The values of row-wise int8 codes: `A * stats / 127` by row, fp32."""
-    return ops.int8_vectorwise_dequant(A, stats)
+    return ops.int8_vectorwise_dequant.default(A, stats)
 
 
 def int8_double_quant(
@@ -72,7 +74,7 @@ def int8_double_quant(
     Returns codes by row, codes by column, fp32 scales of the rows, of the columns, and the indices of the outlier
     columns (None for threshold 0). Raises ValueError for a buffer of the wrong shape, dtype or device.
     """
-    q_row, q_col, rows, cols, outliers = ops.int8_double_quant(A.detach(), threshold)
+    q_row, q_col, rows, cols, outliers = ops.int8_double_quant.default(A.detach(), threshold)
     return (
         copied_to(out_row, q_row, "out_row"),
         copied_to(out_col, q_col, "out_col"),
@@ -87,7 +89,7 @@ def int8_linear_matmul(A: Tensor, B: Tensor, out: Tensor | None = None, dtype: t
     if dtype != torch.int32:
         raise ValueError(f"dtype is {dtype}, expected torch.int32")
     if out is None:
-        return ops.int8_mm(A, B)
+        return ops.int8_mm.default(A, B)
     ops.int8_mm.out(A, B, out)
     return out
 
@@ -100,7 +102,7 @@ def int8_mm_dequant(
     A: int32 `[…, N]`. row_stats, col_stats: fp32 scales of the rows and of the columns.
     """
     dtype = None if out is None else out.dtype
-    return copied_to(out, ops.int8_mm_dequant(A, row_stats, col_stats, dtype, bias))
+    return copied_to(out, ops.int8_mm_dequant.default(A, row_stats, col_stats, dtype, bias))
 
 
 def check_matmul(

@@ -39,14 +39,14 @@ def percentile_clipping(
 
     The limit is a percentile of the last 100 norms. Returns the norm, the limit and the scale: 0-dim fp32 tensors.
     """
-    return ops.percentile_clipping(grad, gnorm_vec, step, percentile)
+    return ops.percentile_clipping.default(grad, gnorm_vec, step, percentile)
 
 
 def estimate_quantiles(
     A: Tensor, out: Tensor | None = None, offset: float = 1 / 512, num_quantiles: int = 256
 ) -> Tensor:
     """`num_quantiles` quantiles of A at evenly spaced positions from `offset` to `1 - offset`, fp32, ascending."""
-    return copied_to(out, ops.estimate_quantiles(A, offset, num_quantiles))
+    return copied_to(out, ops.estimate_quantiles.default(A, offset, num_quantiles))
 
 
 def create_quantile_map(A: Tensor, total_bits: int = 8) -> Tensor:

@@ -36,7 +36,7 @@ def optimizer_update_32bit(
     g, p: fp32, fp16 or bf16. With max_unorm > 0 the norm of p is read on the host.
     """
     param_norm = torch.linalg.vector_norm(p, dtype=torch.float32).item() if max_unorm > 0 else 0.0
-    ops.optimizer_update_32bit(
+    ops.optimizer_update_32bit.default(
         *(optimizer_name, g, p, state1, state2, unorm_vec, max_unorm, param_norm),
         *(beta1, beta2, beta3, alpha, eps, weight_decay, step, lr, gnorm_scale, skip_zeros),
     )
@@ -64,7 +64,7 @@ def optimizer_update_8bit_blockwise(
     skip_zeros: bool = False,
 ) -> None:
     """One step of an optimizer with 8-bit state in blocks of 256 (arXiv:2110.02861), in place as the 32-bit one."""
-    ops.optimizer_update_8bit_blockwise(
+    ops.optimizer_update_8bit_blockwise.default(
         *(optimizer_name, g, p, state1, state2, beta1, beta2, beta3, alpha, eps, step, lr),
         *(qmap1, qmap2, absmax1, absmax2, weight_decay, gnorm_scale, skip_zeros),
     )
@@ -106,7 +106,7 @@ def optimizer_update_8bit(
     pairs = [(new, own, name) for new, own, name in copies if new is not None and own is not None]
     for new, own, name in pairs:
         check_buffer(new, own.shape, own.dtype, own.device, name)
-    ops.optimizer_update_8bit(
+    ops.optimizer_update_8bit.default(
         *(optimizer_name, g, p, state1, state2, beta1, beta2, beta3, alpha, eps, step, lr),
         *(qmap1, qmap2, max1, max2, weight_decay, gnorm_scale, skip_zeros),
     )

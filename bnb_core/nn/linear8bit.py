@@ -55,7 +55,8 @@ class Linear8bitLt(QuantizedLayer, torch.nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.has_fp16_weights:
             return int8_linear_of_weight(x, self.weight, self.bias, self.threshold)
-        scales = getattr(self.weight, "SCB", None)
+        weight = self.weight
+        scales = getattr(weight, "SCB", None)
         if scales is None:
-            raise not_quantized(self.weight, Int8Params)
-        return int8_linear(x, self.weight, scales, self.bias, self.threshold)
+            raise not_quantized(weight, Int8Params)
+        return int8_linear(x, weight, scales, self.bias, self.threshold)

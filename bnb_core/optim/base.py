@@ -96,11 +96,11 @@ class KBitOptimizer(torch.optim.Optimizer):
         )
         scalars = (*self._coefficients(group), group["eps"], group["weight_decay"], 1.0)
         if not in_8bit:
-            torch.ops.bnb_core.optimizer_step_32bit(*tensors, None, *on_device, 0.0, *scalars)
+            torch.ops.bnb_core.optimizer_step_32bit.default(*tensors, None, *on_device, 0.0, *scalars)
             return
         maps = (states[0]["qmap1"], states[0].get("qmap2"))
         scales = (each("absmax1"), each("absmax2"))
-        torch.ops.bnb_core.optimizer_step_8bit_blockwise(*tensors, *maps, *scales, *on_device, *scalars)
+        torch.ops.bnb_core.optimizer_step_8bit_blockwise.default(*tensors, *maps, *scales, *on_device, *scalars)
 
     def _coefficients(self, group: dict[str, Any]) -> tuple[float, float, float, float]:
         """beta1, beta2, beta3 and alpha, as the step operators take them."""
