@@ -23,7 +23,7 @@ from bnb_core.ops_registry.formats import BLOCKSIZES, FLOATS, QUANT_TYPES, STORA
 if find_spec("bnb_core.backends.cpu._native") is None:
     pytest.skip("bnb_core was installed without native kernels", allow_module_level=True)
 
-from bnb_core.backends.cpu import fourbit
+from bnb_core.backends.cpu import _native, fourbit
 from bnb_core.backends.cpu.levels import AVAILABLE
 
 ROOT = Path(__file__).parents[1]
@@ -244,3 +244,97 @@ def test_quantize_large_is_the_same_on_any_number_of_threads(kernels: Any, dtype
     for count in (1, 2, 3):
         with threads(count):
             assert_quantizes_as_reference(kernels, A, 64, "nf4")
+
+
+# -- embedding_4bit --------------------------------------------------------------------------------------------------
+
+
+def table_sample(shape: tuple[int, int], blocksize: int, nested: bool, code_size: int = 256) -> tuple[Any, ...]:
+    """B, shapeB and absmax of a random table; then its nested statistics, or None for each."""
+    random = generator(shape[0] * 31 + shape[1])
+    packed, absmax = packed_sample(math.prod(shape), blocksize)
+    if not nested:
+        return packed, shape, absmax, (None, None, None)
+    blocks = absmax.numel()
+    codes = torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=random)
+    statistics = (codes, torch.randn(code_size, generator=random), torch.tensor(0.37))
+    return packed, shape, torch.randn(-(-blocks // 256), generator=random).abs(), statistics
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("quant_type", QUANT_TYPES)
+def test_embedding_rows_that_begin_anywhere(kernels: Any, quant_type: str, dtype: torch.dtype, nested: bool) -> None:
+    """Odd rows begin within a byte, short ones share a block, long ones go over many."""
+    for columns in (1, 3, 16, 33, 63, 64, 257, 4097):
+        for blocksize in (16, 64):
+            rows = 70 if columns < 100 else 6
+            B, shape, absmax, statistics = table_sample((rows, columns), blocksize, nested)
+            indices = torch.arange(rows).flip(0).view(-1, 1).expand(-1, 2)
+            args = (indices, B, shape, absmax, blocksize, quant_type, dtype, *statistics)
+            found = kernels.embedding_4bit(*args)
+            assert_same_bits(found, reference.embedding_4bit(*args))
+            assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_embedding_nested_scales_of_a_short_codebook(kernels: Any, dtype: torch.dtype) -> None:
+    """A code past the end of the codebook makes its block NaN, and no other."""
+    B, shape, absmax, statistics = table_sample((40, 64), 16, True, 100)
+    args = (torch.arange(40), B, shape, absmax, 16, "nf4", dtype, *statistics)
+    found = kernels.embedding_4bit(*args)
+    assert torch.equal(found.isnan().view(-1, 16).all(1), statistics[0] >= 100)
+    assert_same_bits(found, reference.embedding_4bit(*args))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_embedding_indices_of_any_kind(kernels: Any, nested: bool) -> None:
+    B, shape, absmax, statistics = table_sample((50, 33), 32, nested)
+    wide = torch.randint(0, 50, (4, 6), generator=generator(9))
+    empty = torch.empty(0, 3, dtype=torch.int64)
+    for indices in (wide, wide.int(), wide.t(), spread(wide.int()), wide[0, 0], empty, torch.tensor([49, 0, 49])):
+        args = (indices, B, shape, absmax, 32, "fp4", torch.float16, *statistics)
+        assert_same_bits(kernels.embedding_4bit(*args), reference.embedding_4bit(*args))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_embedding_storages_and_strides(kernels: Any, storage: torch.dtype) -> None:
+    B, shape, absmax, statistics = table_sample((20, 36), 16, True)
+    stored = spread(B.view(-1).view(storage).view(-1, 1))
+    expected = reference.embedding_4bit(torch.arange(20), B, shape, absmax, 16, "nf4", torch.float32, *statistics)
+    strided = (spread(statistics[0]), spread(statistics[1]), statistics[2].view(1, 1))
+    found = kernels.embedding_4bit(torch.arange(20), stored, shape, absmax, 16, "nf4", torch.float32, *strided)
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("bad", [-1, 50, -(2**31), 2**31 - 1])
+def test_embedding_index_outside_is_an_error_that_names_it(kernels: Any, bad: int, dtype: torch.dtype) -> None:
+    B, shape, absmax, _ = table_sample((50, 32), 32, False)
+    indices = torch.tensor([[0, 49], [bad, 3]], dtype=dtype)
+    message = rf"embedding_4bit: index {bad} at position 2 of indices, expected 0 to 49 for shapeB \(50, 32\)"
+    with pytest.raises(IndexError, match=message):
+        kernels.embedding_4bit(indices, B, shape, absmax, 32, "nf4", torch.float32)
+    with pytest.raises(IndexError, match="expected 0 to 49"):
+        kernels.embedding_4bit(indices, B[:0], (50, 0), absmax[:0], 32, "nf4", torch.float32)
+
+
+def test_embedding_is_the_same_on_any_number_of_threads(kernels: Any) -> None:
+    B, shape, absmax, statistics = table_sample((3001, 129), 64, True)
+    indices = torch.randint(0, 3001, (5000,), generator=generator(4))
+    args = (indices, B, shape, absmax, 64, "nf4", torch.bfloat16, *statistics)
+    expected = reference.embedding_4bit(*args)
+    for count in (1, 2, 3):
+        with threads(count):
+            assert_same_bits(kernels.embedding_4bit(*args), expected)
+
+
+@pytest.mark.parametrize("name", ["quantize_4bit", "dequantize_4bit", "embedding_4bit"])
+def test_an_unknown_type_is_an_error_that_lists_the_known(name: str) -> None:
+    calls: dict[str, tuple[Any, ...]] = {
+        "quantize_4bit": (0, "float32", 0, 64, "int4", 0, 0, 0, 1),
+        "dequantize_4bit": (0, 0, 64, "int4", 0, "float32", 0, 1),
+        "embedding_4bit": (0, True, 0, 0, 0, 0, 0, 64, "int4", "float32", 0, 0, 0, 0, 0, 1),
+    }
+    with pytest.raises(ValueError, match="unknown quant_type 'int4', known are nf4, fp4"):
+        getattr(getattr(_native, AVAILABLE[0]), name)(*calls[name])

@@ -12,7 +12,7 @@ from torch import Tensor
 from bnb_core.ops_registry.checks import ceil_div
 
 from .levels import at_each_level
-from .memory import NAMES, Target
+from .memory import NAMES, Target, address
 
 
 class FourBit:
@@ -68,6 +68,52 @@ class FourBit:
             torch.get_num_threads(),
         )
         return target.done()
+
+    def embedding_4bit(
+        self,
+        indices: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        dtype: torch.dtype,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+    ) -> Tensor:
+        """Rows `indices` of the weight, decoded. IndexError for an index outside, before anything is written."""
+        rows, columns = shapeB
+        indices, B, absmax = indices.contiguous(), B.contiguous(), absmax.contiguous()
+        out = B.new_empty((*indices.shape, columns), dtype=dtype)
+        code_size = 0
+        if absmax_8bit is not None and absmax_code is not None:
+            absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
+            code_size = absmax_code.numel()
+        outside = self._native.embedding_4bit(
+            indices.data_ptr(),
+            indices.dtype == torch.int64,
+            indices.numel(),
+            B.data_ptr(),
+            rows,
+            columns,
+            absmax.data_ptr(),
+            blocksize,
+            quant_type,
+            NAMES[dtype],
+            address(absmax_8bit),
+            address(absmax_code),
+            code_size,
+            address(absmax_offset),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if outside >= 0:
+            raise IndexError(
+                f"bnb_core::embedding_4bit: index {int(indices.view(-1)[outside])} at position {outside} of indices, "
+                f"expected 0 to {rows - 1} for shapeB {tuple(shapeB)}"
+            )
+        return out
 
 
 kernels = at_each_level(FourBit)

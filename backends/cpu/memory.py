@@ -17,6 +17,11 @@ def new_tensor(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor
     return like.new_empty(shape, dtype=dtype)
 
 
+def address(tensor: Tensor | None) -> int:
+    """Where the tensor's elements begin; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 class Target:
     """Where a kernel writes one output: `out` itself where that may be, else new memory that `done` copies there.
 

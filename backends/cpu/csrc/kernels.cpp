@@ -6,6 +6,7 @@ namespace bnb_core::BNB_LEVEL {
 DequantizeBlockwise dequantize_blockwise;
 Dequantize4bit dequantize_4bit;
 Quantize4bit quantize_4bit;
+Embedding4bit embedding_4bit;
 OptimizerStep32bit optimizer_step_32bit;
 
 const Kernels& kernels() {
@@ -13,6 +14,7 @@ const Kernels& kernels() {
         dequantize_blockwise,
         dequantize_4bit,
         quantize_4bit,
+        embedding_4bit,
         optimizer_step_32bit,
     };
     return table;

@@ -3,6 +3,7 @@
 
 #include "blockwise/dequantize_blockwise.h"
 #include "fourbit/dequantize_4bit.h"
+#include "fourbit/embedding_4bit.h"
 #include "fourbit/quantize_4bit.h"
 #include "optimizer/optimizer_32bit.h"
 
@@ -12,6 +13,7 @@ struct Kernels {
     DequantizeBlockwise* dequantize_blockwise;
     Dequantize4bit* dequantize_4bit;
     Quantize4bit* quantize_4bit;
+    Embedding4bit* embedding_4bit;
     OptimizerStep32bit* optimizer_step_32bit;
 };
 

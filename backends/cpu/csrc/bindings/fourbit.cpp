@@ -30,6 +30,22 @@ void bind_fourbit(py::module_& m, const Kernels& kernels) {
         },
         py::arg("A"), py::arg("absmax"), py::arg("blocksize"), py::arg("quant_type"), py::arg("n"), py::arg("dtype"),
         py::arg("out"), py::arg("threads"), ReleaseGil());
+    m.def(
+        "embedding_4bit",
+        [&kernels](Address indices, bool wide, std::int64_t count, Address B, std::int64_t rows, std::int64_t columns,
+                   Address absmax, std::int64_t blocksize, std::string_view quant_type, std::string_view dtype,
+                   Address absmax_8bit, Address absmax_code, std::int64_t code_size, Address absmax_offset, Address out,
+                   int threads) {
+            const Scales scales{pointer<const float>(absmax), pointer<const std::uint8_t>(absmax_8bit),
+                                pointer<const float>(absmax_code), code_size, pointer<const float>(absmax_offset)};
+            return kernels.embedding_4bit({pointer<const void>(indices), wide, count}, pointer<const std::uint8_t>(B),
+                                          rows, columns, scales, blocksize, quant_type_of(quant_type), dtype_of(dtype),
+                                          pointer<void>(out), threads);
+        },
+        py::arg("indices"), py::arg("wide"), py::arg("count"), py::arg("B"), py::arg("rows"), py::arg("columns"),
+        py::arg("absmax"), py::arg("blocksize"), py::arg("quant_type"), py::arg("dtype"), py::arg("absmax_8bit"),
+        py::arg("absmax_code"), py::arg("code_size"), py::arg("absmax_offset"), py::arg("out"), py::arg("threads"),
+        "Returns -1, or the place of the first index that is no row.", ReleaseGil());
 }
 
 }  // namespace bnb_core
