@@ -127,7 +127,8 @@ def by_inverse(x: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
 
 def as_bytes(packed: torch.Tensor) -> torch.Tensor:
     """The bytes of a packed tensor of any storage dtype, flat."""
-    return packed.reshape(-1).view(torch.uint8)
+    # Contiguous memory may still have odd strides, where sizes are 1; a view of other bytes wants 1.
+    return packed.contiguous().as_strided((packed.numel(),), (1,)).view(torch.uint8)
 
 
 def byte_values(quant_type: str, device: torch.device) -> torch.Tensor:

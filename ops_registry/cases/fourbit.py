@@ -56,6 +56,10 @@ def dequantize_cases(make: Maker) -> Iterator[Case]:
         packed = make.packed((40, 33)).t()
         args = (packed, make.strided(make.absmax(1320, 64)), 64, quant_type, (40, 33), torch.float16)
         yield Case(f"{quant_type} transposed bytes, strided scales", args)
+        for shape in ((9, 77), (1,)):
+            packed = make.strided(make.packed(shape, torch.bfloat16))
+            args = (packed, make.absmax(product(shape), 64), 64, quant_type, shape, torch.float32)
+            yield Case(f"{quant_type} in strided bfloat16 {list(shape)}", args)
 
 
 def _scales(make: Maker, shape: Sequence[int], blocksize: int, nested: bool) -> tuple[Tensor, tuple[Any, ...]]:

@@ -85,6 +85,22 @@ def _step_args(
     return (rule, *tensors, *_maps(make, rule), lists.scale1, lists.scale2, *on_device, *scalars)
 
 
+def optimizer_args(
+    form: StateFormat,
+    many: bool,
+    make: Maker,
+    rule: str,
+    shapes: Sequence[tuple[int, ...]],
+    dtype: torch.dtype,
+    step: int,
+    weight_decay: float,
+    skip_zeros: bool,
+) -> tuple[Any, ...]:
+    """Arguments of a step of parameters of these shapes, of the first alone where the form is not `many`."""
+    lists = _lists(make, form, rule, shapes, dtype)
+    return (_step_args if many else _update_args)(form, make, rule, lists, step, weight_decay, skip_zeros)
+
+
 def optimizer_cases(form: StateFormat, many: bool) -> Any:
     args = _step_args if many else _update_args
     shapes: list[tuple[int, ...]] = [(600,), (7, 33), (1,), (0,)]
