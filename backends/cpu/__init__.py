@@ -23,6 +23,8 @@ def is_available() -> bool:
 OPS = {
     "blockwise": ("dequantize_blockwise",),
     "fourbit": ("quantize_4bit", "dequantize_4bit", "embedding_4bit"),
+    "fourbit": ("quantize_4bit", "dequantize_4bit"),
+    "fourbit": ("dequantize_4bit", "gemm_4bit"),
     "optimizer": ("optimizer_update_32bit", "optimizer_step_32bit"),
 }
 

@@ -69,6 +69,49 @@ class FourBit:
         )
         return target.done()
 
+    def gemm_4bit(
+        self,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: Tensor | None = None,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """A [..., K] times the transpose of the weight [N, K], plus bias; summed in fp32, rounded once to A's dtype."""
+        N, K = shapeB
+        rows = A.shape[:-1]
+        nested = (absmax_8bit, absmax_code, absmax_offset)
+        inputs = [tensor for tensor in (A, B, absmax, bias, *nested) if tensor is not None]
+        target = Target(out, A, (*rows, N), A.dtype, *inputs)
+        A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
+        bias, absmax_8bit, absmax_code = _contiguous(bias), _contiguous(absmax_8bit), _contiguous(absmax_code)
+        self._native.gemm_4bit(
+            A.data_ptr(),
+            NAMES[A.dtype],
+            math.prod(rows),
+            B.data_ptr(),
+            N,
+            K,
+            absmax.data_ptr(),
+            address(absmax_8bit),
+            address(absmax_code),
+            0 if absmax_code is None else absmax_code.numel(),
+            address(absmax_offset),
+            blocksize,
+            quant_type,
+            address(bias),
+            "float32" if bias is None else NAMES[bias.dtype],
+            target.memory.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return target.done()
+
     def embedding_4bit(
         self,
         indices: Tensor,
@@ -114,6 +157,10 @@ class FourBit:
                 f"expected 0 to {rows - 1} for shapeB {tuple(shapeB)}"
             )
         return out
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 kernels = at_each_level(FourBit)

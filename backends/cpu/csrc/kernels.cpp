@@ -7,6 +7,7 @@ DequantizeBlockwise dequantize_blockwise;
 Dequantize4bit dequantize_4bit;
 Quantize4bit quantize_4bit;
 Embedding4bit embedding_4bit;
+Gemm4bit gemm_4bit;
 OptimizerStep32bit optimizer_step_32bit;
 
 const Kernels& kernels() {
@@ -15,6 +16,7 @@ const Kernels& kernels() {
         dequantize_4bit,
         quantize_4bit,
         embedding_4bit,
+        gemm_4bit,
         optimizer_step_32bit,
     };
     return table;

@@ -5,6 +5,7 @@
 #include "fourbit/dequantize_4bit.h"
 #include "fourbit/embedding_4bit.h"
 #include "fourbit/quantize_4bit.h"
+#include "fourbit/gemm_4bit.h"
 #include "optimizer/optimizer_32bit.h"
 
 namespace bnb_core {
@@ -14,6 +15,7 @@ struct Kernels {
     Dequantize4bit* dequantize_4bit;
     Quantize4bit* quantize_4bit;
     Embedding4bit* embedding_4bit;
+    Gemm4bit* gemm_4bit;
     OptimizerStep32bit* optimizer_step_32bit;
 };
 

@@ -5,6 +5,8 @@
 
 #if defined(_MSC_VER)
 #define BNB_INLINE __forceinline
+#define BNB_LAMBDA_INLINE
 #else
 #define BNB_INLINE inline __attribute__((always_inline))
+#define BNB_LAMBDA_INLINE __attribute__((always_inline))  // behind a lambda's parameters
 #endif

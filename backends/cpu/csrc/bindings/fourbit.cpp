@@ -31,6 +31,22 @@ void bind_fourbit(py::module_& m, const Kernels& kernels) {
         py::arg("A"), py::arg("absmax"), py::arg("blocksize"), py::arg("quant_type"), py::arg("n"), py::arg("dtype"),
         py::arg("out"), py::arg("threads"), ReleaseGil());
     m.def(
+        "gemm_4bit",
+        [&kernels](Address A, std::string_view dtype, std::int64_t M, Address B, std::int64_t N, std::int64_t K,
+                   Address absmax, Address absmax_8bit, Address absmax_code, std::int64_t code_size,
+                   Address absmax_offset, std::int64_t blocksize, std::string_view quant_type, Address bias,
+                   std::string_view bias_dtype, Address out, int threads) {
+            const Scales scales{pointer<const float>(absmax), pointer<const std::uint8_t>(absmax_8bit),
+                                pointer<const float>(absmax_code), code_size, pointer<const float>(absmax_offset)};
+            const Weight4bit weight{pointer<const std::uint8_t>(B), N, K, scales, blocksize, quant_type_of(quant_type)};
+            kernels.gemm_4bit(pointer<const void>(A), dtype_of(dtype), M, weight, pointer<const void>(bias),
+                              dtype_of(bias_dtype), pointer<void>(out), threads);
+        },
+        py::arg("A"), py::arg("dtype"), py::arg("M"), py::arg("B"), py::arg("N"), py::arg("K"), py::arg("absmax"),
+        py::arg("absmax_8bit"), py::arg("absmax_code"), py::arg("code_size"), py::arg("absmax_offset"),
+        py::arg("blocksize"), py::arg("quant_type"), py::arg("bias"), py::arg("bias_dtype"), py::arg("out"),
+        py::arg("threads"), ReleaseGil());
+    m.def(
         "embedding_4bit",
         [&kernels](Address indices, bool wide, std::int64_t count, Address B, std::int64_t rows, std::int64_t columns,
                    Address absmax, std::int64_t blocksize, std::string_view quant_type, std::string_view dtype,

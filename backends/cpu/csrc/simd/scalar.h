@@ -31,11 +31,6 @@ BNB_INLINE R each(F&& f) {
 }  // namespace detail
 
 #define BNB_EACH(R, expression) detail::each<R>([&](int i) BNB_LAMBDA_INLINE { return expression; })
-#if defined(_MSC_VER)
-#define BNB_LAMBDA_INLINE
-#else
-#define BNB_LAMBDA_INLINE __attribute__((always_inline))
-#endif
 
 BNB_INLINE F32 f32(float x) { return {{x, x, x, x}}; }
 BNB_INLINE I32 i32(std::int32_t x) { return {{x, x, x, x}}; }
