@@ -22,9 +22,7 @@ def is_available() -> bool:
 # Family → its operators.
 OPS = {
     "blockwise": ("dequantize_blockwise",),
-    "fourbit": ("quantize_4bit", "dequantize_4bit", "embedding_4bit"),
-    "fourbit": ("quantize_4bit", "dequantize_4bit"),
-    "fourbit": ("dequantize_4bit", "gemm_4bit"),
+    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit", "embedding_4bit"),
     "optimizer": ("optimizer_update_32bit", "optimizer_step_32bit"),
 }
 
