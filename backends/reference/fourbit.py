@@ -112,7 +112,8 @@ def embedding_4bit(
             outer = absmax.reshape(-1).index_select(0, block // NESTED_BLOCKSIZE)
             scale = block_scales(outer, absmax_8bit.reshape(-1).index_select(0, block), absmax_code, absmax_offset, 1)
         value = code.index_select(0, nibble.to(torch.int32)) * scale
-        result[start : start + step] = value.view(-1, columns)
+        chunk = result[start : start + step]
+        chunk.copy_(value.view(chunk.shape))  # not view(-1, columns): there may be no columns
     return result.view(*indices.shape, columns)
 
 

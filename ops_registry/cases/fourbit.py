@@ -116,6 +116,8 @@ def embedding_cases(make: Maker) -> Iterator[Case]:
     empty: list[tuple[int, ...]] = [(), (0,), (3, 0)]
     for lead in empty:
         yield Case(f"indices {list(lead)}", (make.integers(*lead, low=0, high=10, dtype=torch.int64), *weight))
+    no_columns = (make.packed((10, 0)), (10, 0), make.absmax(0, 64), 64, "nf4", torch.float32)
+    yield Case("no columns", (make.tensor([1, 2], torch.int64), *no_columns))
     yield Case("int32 indices", (make.tensor([9, 0, 9], torch.int32), *weight))
     yield Case("strided indices", (make.strided(make.tensor([[1, 2], [3, 9]], torch.int64)), *weight))
 
