@@ -93,10 +93,10 @@ def measure(work: Work, pace: Pace, peers: Collection[str], kernels: Sequence[st
     ours, *others = work.contestants
     others = [*(_forced(ours, kernel) for kernel in kernels), *others]
 
-    reset_kernel_counts()
     racers = {ours.name: _racer(ours, inputs)}
-    expected = ours.read(racers[ours.name].run()).clone()
-    ran = {op: kernel for (op, _, kernel) in kernel_counts()}
+    result, ran = _first_call(racers[ours.name])
+    expected = ours.read(result).clone()
+    del result
     entries = [Measured(ours.name)]
     for other in others:
         absent = missing(other.package, peers) if other.name not in kernels else None
@@ -131,18 +131,25 @@ def _racer(contestant: Contestant, inputs: Any) -> Racer:
     return Racer(run, contestant.setting, contestant.threads_of)
 
 
+def _first_call(racer: Racer) -> tuple[Any, dict[str, str]]:
+    """The result, and our kernels that ran: op → name."""
+    reset_kernel_counts()
+    with racer.setting():
+        result = racer.run()
+    return result, {op: kernel for (op, _, kernel) in kernel_counts()}
+
+
 def _checked(
     contestant: Contestant, inputs: Any, expected: torch.Tensor, kernels: Sequence[str]
 ) -> tuple[Racer, Measured]:
     """The contestant after a first call, whose result is near enough to ours."""
-    reset_kernel_counts()
     try:
         racer = _racer(contestant, inputs)
-        with contestant.setting():
-            result = contestant.read(racer.run())
+        result, ran = _first_call(racer)
+        result = contestant.read(result)
     except Exception as error:  # a peer may fail in any way; the others are measured all the same
         raise _Unfit(f"failed: {type(error).__name__}: {error}") from error
-    if contestant.name in kernels and not any(kernel == contestant.name for *_, kernel in kernel_counts()):
+    if contestant.name in kernels and contestant.name not in ran.values():
         raise _Unfit("no such kernel for these ops")
     if contestant.tolerance is None:
         return racer, Measured(contestant.name, limit=True)

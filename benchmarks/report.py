@@ -6,7 +6,6 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -105,7 +104,8 @@ def _family(family: Family, outcomes: Sequence[Outcome], best: bool) -> Table:
     made.add_column(OURS, justify="right", no_wrap=True)
     for name in others:
         if name not in absent:
-            made.add_column(name.replace(" ", "\n"), justify="right", overflow="fold")
+            words = name.split()
+            made.add_column("\n".join(words), justify="right", overflow="fold", min_width=max(map(len, words)))
     prefix = _prefix([outcome.work for outcome in outcomes])
     notes = [f"{name}: {reason}" for name, reason in absent.items()]
     for outcome in outcomes:
@@ -130,10 +130,9 @@ def _absent_everywhere(name: str, outcomes: Sequence[Outcome]) -> str | None:
 
 
 def _prefix(names: Sequence[str]) -> str:
-    """What all names begin with, up to a slash."""
-    columns = zip(*(name.split("/")[:-1] for name in names), strict=False)
-    common = takewhile(lambda column: len(set(column)) == 1, columns)
-    return "".join(f"{part}/" for part, *_ in common)
+    """What stands before the first slash of all names."""
+    first = {name.partition("/")[0] for name in names}
+    return f"{first.pop()}/" if len(first) == 1 else ""
 
 
 def _cell(entry: Measured | None, best: bool) -> Text:
