@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,8 @@ def run(families: Sequence[Family], settings: Settings) -> Path:
     started, load_before = time.strftime("%Y-%m-%d %H:%M:%S"), load()
     forced = bnb_core.force(*settings.force) if settings.force else nullcontext()
     pace = Pace(seconds=settings.seconds, sample=min(Pace.sample, settings.seconds / 5))
+    if settings.best:  # there is no telling from the times so far that no better one would come
+        pace = replace(pace, rounds=(pace.rounds[0], 4 * pace.rounds[1]), precision=0.0)
     results: list[tuple[Family, list[Outcome]]] = []
     gc.freeze()  # so that collecting between works does not go through all of torch
     with torch.no_grad(), forced, _progress() as progress:

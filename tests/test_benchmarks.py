@@ -119,7 +119,11 @@ def test_contestants_that_cannot_be_compared_are_named_and_not_timed():
 def test_kernels_beside_ours_are_those_that_ran():
     q, absmax, code = torch.zeros(64, dtype=torch.uint8), torch.ones(1), torch.linspace(-1, 1, 256)
     op = torch.ops.bnb_core.dequantize_blockwise
-    ours = Contestant(OURS, lambda _: lambda: op(q, absmax, code, 64, torch.float32))
+
+    def reading(values):
+        return torch.ops.bnb_core.quantize_blockwise(values, code, 64)[0]
+
+    ours = Contestant(OURS, lambda _: lambda: op(q, absmax, code, 64, torch.float32), read=reading)
     outcome = measure(Work("w", lambda: None, [ours]), SHORT, ("torch",), kernels=("reference",))
     assert list(outcome.kernels) == ["dequantize_blockwise"]
     assert [c.name for c in outcome.contestants if c.ratio] == [OURS, "reference"]
