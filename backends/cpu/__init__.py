@@ -21,7 +21,7 @@ def is_available() -> bool:
 
 # Family → its operators.
 OPS = {
-    "blockwise": ("dequantize_blockwise",),
+    "blockwise": ("quantize_blockwise", "dequantize_blockwise"),
     "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit", "embedding_4bit"),
     "optimizer": ("optimizer_update_32bit", "optimizer_step_32bit"),
 }

@@ -4,6 +4,7 @@
 namespace bnb_core::BNB_LEVEL {
 
 DequantizeBlockwise dequantize_blockwise;
+QuantizeBlockwise quantize_blockwise;
 Dequantize4bit dequantize_4bit;
 Quantize4bit quantize_4bit;
 Embedding4bit embedding_4bit;
@@ -13,6 +14,7 @@ OptimizerStep32bit optimizer_step_32bit;
 const Kernels& kernels() {
     static constexpr Kernels table = {
         dequantize_blockwise,
+        quantize_blockwise,
         dequantize_4bit,
         quantize_4bit,
         embedding_4bit,

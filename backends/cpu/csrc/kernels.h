@@ -2,6 +2,7 @@
 #pragma once
 
 #include "blockwise/dequantize_blockwise.h"
+#include "blockwise/quantize_blockwise.h"
 #include "fourbit/dequantize_4bit.h"
 #include "fourbit/embedding_4bit.h"
 #include "fourbit/quantize_4bit.h"
@@ -12,6 +13,7 @@ namespace bnb_core {
 
 struct Kernels {
     DequantizeBlockwise* dequantize_blockwise;
+    QuantizeBlockwise* quantize_blockwise;
     Dequantize4bit* dequantize_4bit;
     Quantize4bit* quantize_4bit;
     Embedding4bit* embedding_4bit;

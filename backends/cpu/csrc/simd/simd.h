@@ -6,14 +6,18 @@
 //   load(p), store(p, v)              F32::size numbers of float, float16 or bfloat16, converted to or from fp32
 //   load(p, n), store(p, v, n)        the first n lanes alone, 0 <= n <= size; the others are 0, or not written
 //   load_u8, load_i8, store_byte      bytes to and from 32-bit lanes (store_byte keeps the low 8 bits)
+//   load_i32, store_i32               F32::size numbers
+//   store_bytes(p, a, b, c, d)        four vectors as bytes; lanes below 0 become 0, those from 256 to 32767 become 255
 //   + - * / and abs, min, max, sqrt, round_to_even, fma (one rounding), and comparisons of F32
-//   + - * & | ^ ==, >, min, max, shift_left<n>, shift_right<n> (zeros come in) of I32; comparisons are signed
+//   + - * & | ^ ==, >, min, max, shift_left<n>, shift_right<n> (zeros come in) of I32; comparisons are signed;
+//   shift_right(I32, n)               by a number that is not a constant
 //   bits(F32), from_bits(I32), to_i32(F32) (rounds to even), truncate(F32), to_f32(I32)
-//   select(mask, a, b), & | ! of masks, any(mask), mask_bits(mask) (lane i in bit i)
+//   select(mask, a, b), & | ! of masks, any(mask), mask_bits(mask) (lane i in bit i), to_i32(mask) (-1 or 0)
 //   reduce_max(I32), reduce_add(F32) (in a fixed order)
 //   increment(I32, mask): one more in the lanes of the mask
 //   Table8, lookup(table, I32) by the low three bits of each lane
-//   Table16, lookup(table, I32) by the low four bits of each lane; gather(const float*, I32)
+//   Table16, lookup(table, I32) by the low four bits of each lane
+//   gather(table, I32), gather(table, p) with the numbers at p as indices: bytes into floats, int32 into int32
 //
 // min(a, b) and max(a, b) are `a < b ? a : b` and `a > b ? a : b`, as in SSE: b where either is NaN.
 #pragma once
