@@ -20,7 +20,7 @@ EXACT_K = 1024
 # Stands for 1 / 127**2, that is 6.200012e-05: the public package has this on a CPU, 2e-5 more, and is followed.
 PRODUCT_SCALE = 6.200124e-05
 
-# From here up 127 / absmax does not overflow.
+# From here up 1 / absmax * 127 does not overflow.
 SMALLEST_INVERTED = 2.0**-120
 
 
@@ -164,7 +164,7 @@ def column_indices(mask: torch.Tensor, threshold: float) -> torch.Tensor | None:
 def quantize_rows(rows: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and absmax of each row, both without the elements of at least `threshold` (0: with all).
 
-    Codes are `round(x * (127 / absmax))` with each step in fp32 and ties to even; where absmax is too small for the
+    Codes are `round(x * (1 / absmax * 127))` with each step in fp32 and ties to even; where absmax is too small for the
     quotient they are `round(x / absmax * 127)`.
     """
     codes = torch.empty(rows.shape, dtype=torch.int8, device=rows.device)
@@ -175,7 +175,7 @@ def quantize_rows(rows: torch.Tensor, threshold: float) -> tuple[torch.Tensor, t
             x = x.masked_fill(x.abs() >= threshold, 0.0)
         absmax[run] = finite_or_nan(x.abs().amax(dim=1))
         scale = absmax[run, None]
-        t = torch.where(scale >= SMALLEST_INVERTED, x * (127 / scale), x / scale * 127)
+        t = torch.where(scale >= SMALLEST_INVERTED, x * (1 / scale * 127), x / scale * 127)
         codes[run] = torch.where(scale > 0, torch.round(t), 0.0).to(torch.int8)
     return codes, absmax
 

@@ -227,7 +227,7 @@ define(
         cases=lambda make: inputs.activation_cases(make, (0.0, 3.0, 6.0)),
         bad_cases=inputs.bad_activations,
         tolerance=EXACT,
-        doc="""Quantizes each row to int8 by its largest magnitude: `round(A * (127 / row_absmax))`, ties to even.
+        doc="""Quantizes each row to int8 by its largest magnitude: `round(A * (1 / row_absmax * 127))`, ties to even.
 
         A: `[..., K]`, fp32, fp16 or bf16; rows are the flattened leading sizes. threshold: above 0, values of at least
         that magnitude are outliers: they do not count for row_absmax, and their columns are 0 in q. q: int8 like A.

@@ -5,8 +5,15 @@
 #include "blockwise/quantize_blockwise.h"
 #include "fourbit/dequantize_4bit.h"
 #include "fourbit/embedding_4bit.h"
-#include "fourbit/quantize_4bit.h"
 #include "fourbit/gemm_4bit.h"
+#include "fourbit/quantize_4bit.h"
+#include "int8/int8_double_quant.h"
+#include "int8/int8_linear.h"
+#include "int8/int8_mm.h"
+#include "int8/int8_mm_dequant.h"
+#include "int8/int8_scaled_mm.h"
+#include "int8/int8_vectorwise_dequant.h"
+#include "int8/int8_vectorwise_quant.h"
 #include "optimizer/optimizer_32bit.h"
 
 namespace bnb_core {
@@ -18,6 +25,13 @@ struct Kernels {
     Quantize4bit* quantize_4bit;
     Embedding4bit* embedding_4bit;
     Gemm4bit* gemm_4bit;
+    Int8DoubleQuant* int8_double_quant;
+    Int8Linear* int8_linear;
+    Int8Mm* int8_mm;
+    Int8MmDequant* int8_mm_dequant;
+    Int8ScaledMm* int8_scaled_mm;
+    Int8VectorwiseDequant* int8_vectorwise_dequant;
+    Int8VectorwiseQuant* int8_vectorwise_quant;
     OptimizerStep32bit* optimizer_step_32bit;
 };
 

@@ -10,3 +10,12 @@
 #define BNB_INLINE inline __attribute__((always_inline))
 #define BNB_LAMBDA_INLINE __attribute__((always_inline))  // behind a lambda's parameters
 #endif
+
+// In front of a loop of constant length: unrolls it whole, so that arrays of vectors stay in registers.
+#if defined(__clang__)
+#define BNB_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define BNB_UNROLL _Pragma("GCC unroll 64")
+#else
+#define BNB_UNROLL
+#endif

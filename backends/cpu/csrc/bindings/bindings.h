@@ -32,6 +32,7 @@ inline DType dtype_of(std::string_view name) {
 
 void bind_blockwise(py::module_& m, const Kernels& kernels);
 void bind_fourbit(py::module_& m, const Kernels& kernels);
+void bind_int8(py::module_& m, const Kernels& kernels);
 void bind_optimizer(py::module_& m, const Kernels& kernels);
 
 }  // namespace bnb_core

@@ -15,6 +15,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
         py::module_ submodule = m.def_submodule(level.name);
         bnb_core::bind_blockwise(submodule, level.kernels());
         bnb_core::bind_fourbit(submodule, level.kernels());
+        bnb_core::bind_int8(submodule, level.kernels());
         bnb_core::bind_optimizer(submodule, level.kernels());
     }
     m.attr("LEVELS") = missing;  // level → what this CPU lacks of it, best first

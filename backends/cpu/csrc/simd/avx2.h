@@ -15,6 +15,11 @@ struct I32 {
     __m256i v;
 };
 
+struct I16 {
+    static constexpr int size = 16;
+    __m256i v;
+};
+
 // Lanes of all ones or all zeros.
 struct Mask {
     __m256 v;
@@ -77,6 +82,25 @@ BNB_INLINE void store(bfloat16* p, F32 v, int n) { store_part(p, v, n); }
 
 BNB_INLINE I32 load_i32(const std::int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
 BNB_INLINE void store_i32(std::int32_t* p, I32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.v); }
+BNB_INLINE I32 load_i32(const std::int32_t* p, int n) { return {_mm256_maskload_epi32(p, detail::first_lanes(n))}; }
+BNB_INLINE void store_i32(std::int32_t* p, I32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.v); }
+BNB_INLINE void store_i32(std::int32_t* p, I32 v, int n) { _mm256_maskstore_epi32(p, detail::first_lanes(n), v.v); }
+BNB_INLINE void store_i16(std::int16_t* p, I32 v) {
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.v, v.v), 0b1000);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+BNB_INLINE void store_i16(std::int16_t* p, I32 v, int n) {
+    std::int16_t part[8];
+    store_i16(part, v);
+    for (int i = 0; i < n; ++i) p[i] = part[i];
+}
+BNB_INLINE void store_i8(std::int8_t* p, I32 a, I32 b, I32 c, I32 d) {
+    // Packing works within the halves of the register: the order is put right at the end.
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(a.v, b.v), _mm256_packs_epi32(c.v, d.v));
+    const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), ordered);
+}
+
 BNB_INLINE I32 load_u8(const std::uint8_t* p) {
     return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -169,6 +193,12 @@ BNB_INLINE std::int32_t reduce_max(I32 a) {
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0b10110001));
     return _mm_cvtsi128_si32(m);
 }
+BNB_INLINE std::int32_t reduce_add(I32 a) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0b01001110));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0b10110001));
+    return _mm_cvtsi128_si32(s);
+}
 BNB_INLINE float reduce_add(F32 a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -183,6 +213,28 @@ struct Table8 {
 };
 BNB_INLINE Table8 table8(const float* values) { return {_mm256_loadu_ps(values)}; }
 BNB_INLINE F32 lookup(Table8 table, I32 index) { return {_mm256_permutevar8x32_ps(table.values, index.v)}; }
+BNB_INLINE I16 i16(std::int16_t x) { return {_mm256_set1_epi16(x)}; }
+BNB_INLINE I16 load_i16(const std::int16_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+BNB_INLINE I16 load_i16(const std::int8_t* p) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+BNB_INLINE I16 load_i16(const std::int8_t* p, int n) {
+    std::int8_t part[16] = {};
+    for (int i = 0; i < n; ++i) part[i] = p[i];
+    return load_i16(part);
+}
+BNB_INLINE I16 operator&(I16 a, I16 b) { return {_mm256_and_si256(a.v, b.v)}; }
+BNB_INLINE I16 max(I16 a, I16 b) { return {_mm256_max_epi16(a.v, b.v)}; }
+BNB_INLINE std::int32_t reduce_max(I16 a) {
+    const __m256i low = _mm256_srai_epi32(_mm256_slli_epi32(a.v, 16), 16);
+    return reduce_max(I32{_mm256_max_epi32(low, _mm256_srai_epi32(a.v, 16))});
+}
+BNB_INLINE I32 dot(I32 sum, I16 a, I16 b) {
+    sum.v = _mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v));
+    // Else GCC multiplies a whole tile first and has no registers left for the sums.
+    asm("" : "+x"(sum.v));
+    return sum;
+}
 
 struct Table16 {
     __m256 low, high;

@@ -15,6 +15,11 @@ struct I32 {
     __m512i v;
 };
 
+struct I16 {
+    static constexpr int size = 32;
+    __m512i v;
+};
+
 struct Mask {
     __mmask16 v;
 };
@@ -76,6 +81,22 @@ BNB_INLINE void store(bfloat16* p, F32 v, int n) {
 
 BNB_INLINE I32 load_i32(const std::int32_t* p) { return {_mm512_loadu_si512(p)}; }
 BNB_INLINE void store_i32(std::int32_t* p, I32 v) { _mm512_storeu_si512(p, v.v); }
+BNB_INLINE I32 load_i32(const std::int32_t* p, int n) { return {_mm512_maskz_loadu_epi32(detail::first_lanes(n), p)}; }
+BNB_INLINE void store_i32(std::int32_t* p, I32 v) { _mm512_storeu_si512(p, v.v); }
+BNB_INLINE void store_i32(std::int32_t* p, I32 v, int n) { _mm512_mask_storeu_epi32(p, detail::first_lanes(n), v.v); }
+BNB_INLINE void store_i16(std::int16_t* p, I32 v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v.v));
+}
+BNB_INLINE void store_i16(std::int16_t* p, I32 v, int n) {
+    _mm256_mask_storeu_epi16(p, detail::first_lanes(n), _mm512_cvtepi32_epi16(v.v));
+}
+BNB_INLINE void store_i8(std::int8_t* p, I32 a, I32 b, I32 c, I32 d) {
+    // Packing works within the quarters of the register: the order is put right at the end.
+    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, packed));
+}
+
 BNB_INLINE I32 load_u8(const std::uint8_t* p) {
     return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -153,6 +174,7 @@ BNB_INLINE bool any(Mask m) { return m.v != 0; }
 BNB_INLINE I32 to_i32(Mask m) { return {_mm512_movm_epi32(m.v)}; }
 
 BNB_INLINE std::int32_t reduce_max(I32 a) { return _mm512_reduce_max_epi32(a.v); }
+BNB_INLINE std::int32_t reduce_add(I32 a) { return _mm512_reduce_add_epi32(a.v); }
 BNB_INLINE float reduce_add(F32 a) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
@@ -168,6 +190,32 @@ struct Table8 {
 };
 BNB_INLINE Table8 table8(const float* values) { return {_mm512_broadcast_f32x8(_mm256_loadu_ps(values))}; }
 BNB_INLINE F32 lookup(Table8 table, I32 index) { return {_mm512_permutexvar_ps(index.v, table.twice)}; }
+BNB_INLINE I16 i16(std::int16_t x) { return {_mm512_set1_epi16(x)}; }
+BNB_INLINE I16 load_i16(const std::int16_t* p) { return {_mm512_loadu_si512(p)}; }
+BNB_INLINE I16 load_i16(const std::int8_t* p) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+BNB_INLINE I16 load_i16(const std::int8_t* p, int n) {
+    const __mmask32 lanes = static_cast<__mmask32>((std::uint64_t{1} << n) - 1u);
+    return {_mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(lanes, p))};
+}
+BNB_INLINE I16 operator&(I16 a, I16 b) { return {_mm512_and_si512(a.v, b.v)}; }
+BNB_INLINE I16 max(I16 a, I16 b) { return {_mm512_max_epi16(a.v, b.v)}; }
+BNB_INLINE std::int32_t reduce_max(I16 a) {
+    const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(a.v, 16), 16);
+    return reduce_max(I32{_mm512_max_epi32(low, _mm512_srai_epi32(a.v, 16))});
+}
+BNB_INLINE I32 dot(I32 sum, I16 a, I16 b) {
+#if defined(__AVX512VNNI__)
+    return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)};
+#else
+    sum.v = _mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v));
+    // Else GCC multiplies a whole tile first and has no registers left for the sums.
+    asm("" : "+v"(sum.v));
+    return sum;
+#endif
+}
+
 struct Table16 {
     __m512 values;
 };

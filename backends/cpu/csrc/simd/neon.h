@@ -15,6 +15,11 @@ struct I32 {
     int32x4_t v;
 };
 
+struct I16 {
+    static constexpr int size = 8;
+    int16x8_t v;
+};
+
 // Lanes of all ones or all zeros.
 struct Mask {
     uint32x4_t v;
@@ -58,6 +63,30 @@ BNB_INLINE void store(bfloat16* p, F32 v) {
 template <class T>
 BNB_INLINE void store(T* p, F32 v, int n) {
     store_part(p, v, n);
+}
+
+BNB_INLINE I32 load_i32(const std::int32_t* p) { return {vld1q_s32(p)}; }
+BNB_INLINE I32 load_i32(const std::int32_t* p, int n) {
+    std::int32_t part[4] = {};
+    for (int i = 0; i < n; ++i) part[i] = p[i];
+    return load_i32(part);
+}
+BNB_INLINE void store_i32(std::int32_t* p, I32 v) { vst1q_s32(p, v.v); }
+BNB_INLINE void store_i32(std::int32_t* p, I32 v, int n) {
+    std::int32_t part[4];
+    store_i32(part, v);
+    for (int i = 0; i < n; ++i) p[i] = part[i];
+}
+BNB_INLINE void store_i16(std::int16_t* p, I32 v) { vst1_s16(p, vmovn_s32(v.v)); }
+BNB_INLINE void store_i16(std::int16_t* p, I32 v, int n) {
+    std::int16_t part[4];
+    store_i16(part, v);
+    for (int i = 0; i < n; ++i) p[i] = part[i];
+}
+BNB_INLINE void store_i8(std::int8_t* p, I32 a, I32 b, I32 c, I32 d) {
+    const int16x8_t low = vcombine_s16(vmovn_s32(a.v), vmovn_s32(b.v));
+    const int16x8_t high = vcombine_s16(vmovn_s32(c.v), vmovn_s32(d.v));
+    vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
 
 BNB_INLINE I32 load_u8(const std::uint8_t* p) { return {int32x4_t{p[0], p[1], p[2], p[3]}}; }
@@ -148,12 +177,27 @@ BNB_INLINE bool any(Mask m) { return vmaxvq_u32(m.v) != 0; }
 BNB_INLINE I32 to_i32(Mask m) { return {vreinterpretq_s32_u32(m.v)}; }
 
 BNB_INLINE std::int32_t reduce_max(I32 a) { return vmaxvq_s32(a.v); }
+BNB_INLINE std::int32_t reduce_add(I32 a) { return vaddvq_s32(a.v); }
 BNB_INLINE float reduce_add(F32 a) {
     const float32x2_t half = vadd_f32(vget_low_f32(a.v), vget_high_f32(a.v));
     return vget_lane_f32(vpadd_f32(half, half), 0);
 }
 
 BNB_INLINE I32 increment(I32 a, Mask m) { return {vsubq_s32(a.v, vreinterpretq_s32_u32(m.v))}; }
+BNB_INLINE I16 i16(std::int16_t x) { return {vdupq_n_s16(x)}; }
+BNB_INLINE I16 load_i16(const std::int16_t* p) { return {vld1q_s16(p)}; }
+BNB_INLINE I16 load_i16(const std::int8_t* p) { return {vmovl_s8(vld1_s8(p))}; }
+BNB_INLINE I16 load_i16(const std::int8_t* p, int n) {
+    std::int8_t part[8] = {};
+    for (int i = 0; i < n; ++i) part[i] = p[i];
+    return load_i16(part);
+}
+BNB_INLINE I16 operator&(I16 a, I16 b) { return {vandq_s16(a.v, b.v)}; }
+BNB_INLINE I16 max(I16 a, I16 b) { return {vmaxq_s16(a.v, b.v)}; }
+BNB_INLINE std::int32_t reduce_max(I16 a) { return vmaxvq_s16(a.v); }
+BNB_INLINE I32 dot(I32 sum, I16 a, I16 b) {
+    return {vmlal_high_s16(vmlal_s16(sum.v, vget_low_s16(a.v), vget_low_s16(b.v)), a.v, b.v)};
+}
 
 struct Table16 {
     const float* values;

@@ -15,6 +15,11 @@ struct I32 {
     std::int32_t v[size];
 };
 
+struct I16 {
+    static constexpr int size = 8;
+    std::int16_t v[size];
+};
+
 struct Mask {
     bool v[4];
 };
@@ -55,6 +60,19 @@ BNB_INLINE I32 load_i32(const std::int32_t* p) { return BNB_EACH(I32, p[i]); }
 BNB_INLINE void store_i32(std::int32_t* p, I32 v) {
     for (int i = 0; i < 4; ++i) p[i] = v.v[i];
 }
+BNB_INLINE I32 load_i32(const std::int32_t* p, int n) { return BNB_EACH(I32, i < n ? p[i] : 0); }
+BNB_INLINE void store_i32(std::int32_t* p, I32 v) {
+    for (int i = 0; i < 4; ++i) p[i] = v.v[i];
+}
+BNB_INLINE void store_i32(std::int32_t* p, I32 v, int n) {
+    for (int i = 0; i < 4 && i < n; ++i) p[i] = v.v[i];
+}
+BNB_INLINE void store_i16(std::int16_t* p, I32 v) {
+    for (int i = 0; i < 4; ++i) p[i] = static_cast<std::int16_t>(v.v[i]);
+}
+BNB_INLINE void store_i16(std::int16_t* p, I32 v, int n) {
+    for (int i = 0; i < 4 && i < n; ++i) p[i] = static_cast<std::int16_t>(v.v[i]);
+}
 BNB_INLINE I32 load_u8(const std::uint8_t* p) { return BNB_EACH(I32, p[i]); }
 BNB_INLINE I32 load_u8(const std::uint8_t* p, int n) { return BNB_EACH(I32, i < n ? p[i] : 0); }
 BNB_INLINE I32 load_i8(const std::int8_t* p) { return BNB_EACH(I32, p[i]); }
@@ -64,6 +82,13 @@ BNB_INLINE void store_byte(void* p, I32 v) {
 }
 BNB_INLINE void store_byte(void* p, I32 v, int n) {
     for (int i = 0; i < 4 && i < n; ++i) static_cast<std::uint8_t*>(p)[i] = static_cast<std::uint8_t>(v.v[i]);
+}
+
+BNB_INLINE void store_i8(std::int8_t* p, I32 a, I32 b, I32 c, I32 d) {
+    store_byte(p, a);
+    store_byte(p + 4, b);
+    store_byte(p + 8, c);
+    store_byte(p + 12, d);
 }
 
 BNB_INLINE F32 operator+(F32 a, F32 b) { return BNB_EACH(F32, a.v[i] + b.v[i]); }
@@ -141,9 +166,41 @@ BNB_INLINE std::int32_t reduce_max(I32 a) {
     for (int i = 1; i < 4; ++i) result = a.v[i] > result ? a.v[i] : result;
     return result;
 }
+BNB_INLINE std::int32_t reduce_add(I32 a) {
+    return detail::s(detail::u(a.v[0]) + detail::u(a.v[1]) + detail::u(a.v[2]) + detail::u(a.v[3]));
+}
 BNB_INLINE float reduce_add(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 
 BNB_INLINE I32 increment(I32 a, Mask m) { return BNB_EACH(I32, a.v[i] + (m.v[i] ? 1 : 0)); }
+namespace detail {
+
+template <class F>
+BNB_INLINE I16 each_i16(F&& f) {
+    I16 result;
+    for (int i = 0; i < I16::size; ++i) result.v[i] = static_cast<std::int16_t>(f(i));
+    return result;
+}
+
+}  // namespace detail
+
+#define BNB_EACH_I16(expression) detail::each_i16([&](int i) BNB_LAMBDA_INLINE { return expression; })
+
+BNB_INLINE I16 i16(std::int16_t x) { return BNB_EACH_I16((void(i), x)); }
+template <class T>
+BNB_INLINE I16 load_i16(const T* p) {
+    return BNB_EACH_I16(p[i]);
+}
+BNB_INLINE I16 load_i16(const std::int8_t* p, int n) { return BNB_EACH_I16(i < n ? p[i] : 0); }
+BNB_INLINE I16 operator&(I16 a, I16 b) { return BNB_EACH_I16(a.v[i] & b.v[i]); }
+BNB_INLINE I16 max(I16 a, I16 b) { return BNB_EACH_I16(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+BNB_INLINE std::int32_t reduce_max(I16 a) {
+    std::int32_t result = a.v[0];
+    for (int i = 1; i < I16::size; ++i) result = a.v[i] > result ? a.v[i] : result;
+    return result;
+}
+BNB_INLINE I32 dot(I32 sum, I16 a, I16 b) {
+    return BNB_EACH(I32, sum.v[i] + a.v[2 * i] * b.v[2 * i] + a.v[2 * i + 1] * b.v[2 * i + 1]);
+}
 
 struct Table16 {
     const float* values;
