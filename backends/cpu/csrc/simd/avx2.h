@@ -83,7 +83,6 @@ BNB_INLINE void store(bfloat16* p, F32 v, int n) { store_part(p, v, n); }
 BNB_INLINE I32 load_i32(const std::int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
 BNB_INLINE void store_i32(std::int32_t* p, I32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.v); }
 BNB_INLINE I32 load_i32(const std::int32_t* p, int n) { return {_mm256_maskload_epi32(p, detail::first_lanes(n))}; }
-BNB_INLINE void store_i32(std::int32_t* p, I32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.v); }
 BNB_INLINE void store_i32(std::int32_t* p, I32 v, int n) { _mm256_maskstore_epi32(p, detail::first_lanes(n), v.v); }
 BNB_INLINE void store_i16(std::int16_t* p, I32 v) {
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.v, v.v), 0b1000);

@@ -82,7 +82,6 @@ BNB_INLINE void store(bfloat16* p, F32 v, int n) {
 BNB_INLINE I32 load_i32(const std::int32_t* p) { return {_mm512_loadu_si512(p)}; }
 BNB_INLINE void store_i32(std::int32_t* p, I32 v) { _mm512_storeu_si512(p, v.v); }
 BNB_INLINE I32 load_i32(const std::int32_t* p, int n) { return {_mm512_maskz_loadu_epi32(detail::first_lanes(n), p)}; }
-BNB_INLINE void store_i32(std::int32_t* p, I32 v) { _mm512_storeu_si512(p, v.v); }
 BNB_INLINE void store_i32(std::int32_t* p, I32 v, int n) { _mm512_mask_storeu_epi32(p, detail::first_lanes(n), v.v); }
 BNB_INLINE void store_i16(std::int16_t* p, I32 v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v.v));

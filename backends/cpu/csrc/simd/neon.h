@@ -91,8 +91,6 @@ BNB_INLINE void store_i8(std::int8_t* p, I32 a, I32 b, I32 c, I32 d) {
 
 BNB_INLINE I32 load_u8(const std::uint8_t* p) { return {int32x4_t{p[0], p[1], p[2], p[3]}}; }
 BNB_INLINE I32 load_i8(const std::int8_t* p) { return {int32x4_t{p[0], p[1], p[2], p[3]}}; }
-BNB_INLINE I32 load_i32(const std::int32_t* p) { return {vld1q_s32(p)}; }
-BNB_INLINE void store_i32(std::int32_t* p, I32 v) { vst1q_s32(p, v.v); }
 BNB_INLINE I32 load_u8(const std::uint8_t* p, int n) {
     std::uint8_t part[4] = {};
     for (int i = 0; i < n; ++i) part[i] = p[i];

@@ -61,9 +61,6 @@ BNB_INLINE void store_i32(std::int32_t* p, I32 v) {
     for (int i = 0; i < 4; ++i) p[i] = v.v[i];
 }
 BNB_INLINE I32 load_i32(const std::int32_t* p, int n) { return BNB_EACH(I32, i < n ? p[i] : 0); }
-BNB_INLINE void store_i32(std::int32_t* p, I32 v) {
-    for (int i = 0; i < 4; ++i) p[i] = v.v[i];
-}
 BNB_INLINE void store_i32(std::int32_t* p, I32 v, int n) {
     for (int i = 0; i < 4 && i < n; ++i) p[i] = v.v[i];
 }
