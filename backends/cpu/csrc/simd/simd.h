@@ -7,25 +7,21 @@
 //   load(p, n), store(p, v, n)        the first n lanes alone, 0 <= n <= size; the others are 0, or not written
 //   load_i32, store_i32, store_i16    32-bit lanes to and from memory (store_i16 keeps the low 16 bits)
 //   load_u8, load_i8, store_byte      bytes to and from 32-bit lanes (store_byte keeps the low 8 bits)
-//   load_i32, store_i32               F32::size numbers
 //   store_bytes(p, a, b, c, d)        four vectors as bytes; lanes below 0 become 0, those from 256 to 32767 become 255
+//   store_i8(p, a, b, c, d)           4 * size lanes of -128...127 as bytes
 //   + - * / and abs, min, max, sqrt, round_to_even, fma (one rounding), and comparisons of F32
 //   + - * & | ^ ==, >, min, max, shift_left<n>, shift_right<n> (zeros come in) of I32; comparisons are signed;
 //   shift_right(I32, n)               by a number that is not a constant
+//   increment(I32, mask)              one more in the lanes of the mask
 //   bits(F32), from_bits(I32), to_i32(F32) (rounds to even), truncate(F32), to_f32(I32)
 //   select(mask, a, b), & | ! of masks, any(mask), mask_bits(mask) (lane i in bit i), to_i32(mask) (-1 or 0)
-//   reduce_max(I32), reduce_add(F32) (in a fixed order)
-//   increment(I32, mask): one more in the lanes of the mask
-//   Table8, lookup(table, I32) by the low three bits of each lane
-//   Table16, lookup(table, I32) by the low four bits of each lane
-//   gather(table, I32), gather(table, p) with the numbers at p as indices: bytes into floats, int32 into int32
 //   reduce_max(I32), reduce_add(I32), reduce_add(F32) (in a fixed order)
-//   store_i8(p, a, b, c, d)           4 * size lanes of -128...127 as bytes
-//   I16                twice F32::size 16-bit numbers: load_i16 (of int16, or of bytes that are widened; with n of
-//   bytes
-//                      the first n lanes, the others 0), i16(x), &, max, reduce_max
+//   I16                               twice F32::size 16-bit numbers: i16(x), &, max, reduce_max, and load_i16 of int16
+//                                     or of bytes that are widened (with n the first n lanes, the others 0)
 //   dot(sum, a, b)     the products of I16 lanes added to the lanes of an I32, in whatever order: their total is exact
-//   Table16, lookup(table, I32) by the low four bits of each lane; gather(const float*, I32)
+//   Table8, lookup(table, I32)        by the low three bits of each lane
+//   Table16, lookup(table, I32)       by the low four bits of each lane
+//   gather(table, I32), gather(table, p) with the numbers at p as indices: bytes into floats, int32 into int32
 //
 // min(a, b) and max(a, b) are `a < b ? a : b` and `a > b ? a : b`, as in SSE: b where either is NaN.
 #pragma once
