@@ -22,15 +22,6 @@
 //   Table8, lookup(table, I32)        by the low three bits of each lane
 //   Table16, lookup(table, I32)       by the low four bits of each lane
 //   gather(table, I32), gather(table, p) with the numbers at p as indices: bytes into floats, int32 into int32
-//   increment(I32, mask): one more in the lanes of the mask
-//   Table8, lookup(table, I32) by the low three bits of each lane
-//   Table16, lookup(table, I32) by the low four bits of each lane
-//   gather(table, I32), gather(table, p) with the numbers at p as indices: bytes into floats, int32 into int32
-//   reduce_max(I32), reduce_add(I32), reduce_add(F32) (in a fixed order)
-//   store_i8(p, a, b, c, d)           4 * size lanes of -128...127 as bytes
-//   I16                twice F32::size 16-bit numbers: load_i16 (of int16, or of bytes that are widened; with n, of
-//                      bytes, the first n lanes, the others 0), i16(x), &, max, reduce_max
-//   dot(sum, a, b)     the products of I16 lanes added to the lanes of an I32, in whatever order: their total is exact
 //
 // min(a, b) and max(a, b) are `a < b ? a : b` and `a > b ? a : b`, as in SSE: b where either is NaN.
 #pragma once
