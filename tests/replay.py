@@ -49,14 +49,15 @@ def elements(values: Any) -> int:
     return sum(map(elements, values)) if isinstance(values, (list, tuple)) else 0
 
 
-def record(file: Path, level: Level = "quick", most: int = MOST_ELEMENTS) -> None:
-    """Writes every case of the operators that have a native kernel."""
+def record(file: Path, level: Level = "quick", each: int | None = None) -> None:
+    """Writes every case of the operators that have a native kernel, or `each` of each, evenly spaced."""
     found = []
     for op in OPS.values():
         rows = [kernel.name for kernel in kernels_for(op.name, "cpu") if not kernel.is_reference]
-        for case in op.each_case("cpu", level) if rows else ():
+        cases = list(op.each_case("cpu", level)) if rows else []
+        for case in cases[:: max(1, len(cases) // (each or len(cases) or 1))]:
             args = op.complete(case.args)
-            if elements(args) > most:
+            if elements(args) > MOST_ELEMENTS:
                 continue
             copies = fresh(args)
             with force("reference"):
