@@ -104,6 +104,114 @@ class Optimizer:
         lists = ParameterLists([g], [p], [state1], one(state2), unorm_vec=one(unorm_vec))
         run(self._native.optimizer_step_32bit, optimizer_name, lists, settings, max_unorm, param_norm)
 
+    def optimizer_step_8bit_blockwise(
+        self,
+        optimizer_name: str,
+        grads: Sequence[Tensor],
+        params: Sequence[Tensor],
+        state1: Sequence[Tensor],
+        state2: Sequence[Tensor] | None,
+        qmap1: Tensor,
+        qmap2: Tensor | None,
+        absmax1: Sequence[Tensor],
+        absmax2: Sequence[Tensor] | None,
+        step: Tensor,
+        lr: Tensor,
+        beta1: float,
+        beta2: float,
+        beta3: float,
+        alpha: float,
+        eps: float,
+        weight_decay: float,
+        gnorm_scale: float,
+        skip_zeros: bool = False,
+    ) -> None:
+        """One step of all parameters with 8-bit state, one scale per block of 256."""
+        settings = (step.item(), lr.item(), beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        lists = ParameterLists(grads, params, state1, state2, absmax1, absmax2)
+        run_coded(self._native.optimizer_step_8bit_blockwise, optimizer_name, lists, settings, qmap1, qmap2)
+
+    def optimizer_update_8bit_blockwise(
+        self,
+        optimizer_name: str,
+        g: Tensor,
+        p: Tensor,
+        state1: Tensor,
+        state2: Tensor | None,
+        beta1: float,
+        beta2: float,
+        beta3: float,
+        alpha: float,
+        eps: float,
+        step: int,
+        lr: float,
+        qmap1: Tensor,
+        qmap2: Tensor | None,
+        absmax1: Tensor,
+        absmax2: Tensor | None,
+        weight_decay: float,
+        gnorm_scale: float,
+        skip_zeros: bool = False,
+    ) -> None:
+        """One step of one parameter with 8-bit state, one scale per block of 256."""
+        settings = (step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        lists = ParameterLists([g], [p], [state1], one(state2), [absmax1], one(absmax2))
+        run_coded(self._native.optimizer_step_8bit_blockwise, optimizer_name, lists, settings, qmap1, qmap2)
+
+    def optimizer_step_8bit(
+        self,
+        optimizer_name: str,
+        grads: Sequence[Tensor],
+        params: Sequence[Tensor],
+        state1: Sequence[Tensor],
+        state2: Sequence[Tensor] | None,
+        qmap1: Tensor,
+        qmap2: Tensor | None,
+        max1: Sequence[Tensor],
+        max2: Sequence[Tensor] | None,
+        step: Tensor,
+        lr: Tensor,
+        beta1: float,
+        beta2: float,
+        beta3: float,
+        alpha: float,
+        eps: float,
+        weight_decay: float,
+        gnorm_scale: float,
+        skip_zeros: bool = False,
+    ) -> None:
+        """One step of all parameters with 8-bit state, one scale per tensor."""
+        settings = (step.item(), lr.item(), beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        lists = ParameterLists(grads, params, state1, state2, max1, max2)
+        run_coded(self._native.optimizer_step_8bit, optimizer_name, lists, settings, qmap1, qmap2)
+
+    def optimizer_update_8bit(
+        self,
+        optimizer_name: str,
+        g: Tensor,
+        p: Tensor,
+        state1: Tensor,
+        state2: Tensor | None,
+        beta1: float,
+        beta2: float,
+        beta3: float,
+        alpha: float,
+        eps: float,
+        step: int,
+        lr: float,
+        qmap1: Tensor,
+        qmap2: Tensor | None,
+        max1: Tensor,
+        max2: Tensor | None,
+        weight_decay: float,
+        gnorm_scale: float,
+        skip_zeros: bool = False,
+    ) -> None:
+        """One step of one parameter with 8-bit state, one scale per tensor."""
+        settings = (step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        lists = ParameterLists([g], [p], [state1], one(state2), [max1], one(max2))
+        run_coded(self._native.optimizer_step_8bit, optimizer_name, lists, settings, qmap1, qmap2)
+
 
 def run(function: Callable[..., None], rule: str, lists: ParameterLists, settings: tuple[Any, ...], *rest: Any) -> None:
     """Calls a native step once for each dtype of the parameters."""
@@ -118,6 +226,21 @@ def run(function: Callable[..., None], rule: str, lists: ParameterLists, setting
         )
         function(rule, NAMES[dtype], fields, settings, *rest, torch.get_num_threads())
         addresses.done()
+
+
+def run_coded(
+    function: Callable[..., None],
+    rule: str,
+    lists: ParameterLists,
+    settings: tuple[Any, ...],
+    qmap1: Tensor,
+    qmap2: Tensor | None,
+) -> None:
+    """`run` with the codebooks of the states."""
+    first = qmap1.contiguous()
+    second = None if qmap2 is None else qmap2.contiguous()
+    maps = (first.data_ptr(), first.numel()), (0, 0) if second is None else (second.data_ptr(), second.numel())
+    run(function, rule, lists, settings, *maps)
 
 
 def of_dtype(dtype: torch.dtype, lists: ParameterLists) -> ParameterLists:

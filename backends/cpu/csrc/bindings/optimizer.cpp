@@ -90,6 +90,11 @@ class Call {
     OptimizerStep step_;
 };
 
+// Addresses and sizes of the codebooks; an address of 0 for none.
+using Map = std::pair<Address, std::int64_t>;
+
+Codebook codebook(const Map& map) { return {pointer<const float>(map.first), map.second}; }
+
 }  // namespace
 
 void bind_optimizer(py::module_& m, const Kernels& kernels) {
@@ -106,6 +111,27 @@ void bind_optimizer(py::module_& m, const Kernels& kernels) {
         },
         py::arg("rule"), py::arg("dtype"), py::arg("lists"), py::arg("settings"), py::arg("max_unorm"),
         py::arg("param_norm"), py::arg("threads"));
+    m.def(
+        "optimizer_step_8bit_blockwise",
+        [&kernels](std::string_view rule, std::string_view dtype, const py::tuple& lists, const py::tuple& settings,
+                   const Map& map1, const Map& map2, int threads) {
+            const Call call(rule, dtype, lists, settings, threads);
+            const py::gil_scoped_release release;
+            kernels.optimizer_step_8bit_blockwise(call.step(), codebook(map1), codebook(map2));
+        },
+        py::arg("rule"), py::arg("dtype"), py::arg("lists"), py::arg("settings"), py::arg("map1"), py::arg("map2"),
+        py::arg("threads"));
+    m.def(
+        "optimizer_step_8bit",
+        [&kernels](std::string_view rule, std::string_view dtype, const py::tuple& lists, const py::tuple& settings,
+                   const Map& map1, const Map& map2, int threads) {
+            const Call call(rule, dtype, lists, settings, threads);
+            std::vector<float> scratch(static_cast<std::size_t>(kScratch8bit * call.step().blocks));
+            const py::gil_scoped_release release;
+            kernels.optimizer_step_8bit(call.step(), codebook(map1), codebook(map2), scratch.data());
+        },
+        py::arg("rule"), py::arg("dtype"), py::arg("lists"), py::arg("settings"), py::arg("map1"), py::arg("map2"),
+        py::arg("threads"));
 }
 
 }  // namespace bnb_core

@@ -44,4 +44,10 @@ struct OptimizerStep {
     int threads;
 };
 
+// 1 to 256 values.
+struct Codebook {
+    const float* values;
+    std::int64_t size;
+};
+
 }  // namespace bnb_core

@@ -74,24 +74,20 @@ void optimizer_step_32bit(const OptimizerStep& step, const NormLimit& limit) {
     visit_step(step, [&](const auto& rule, auto type) {
         using T = typename decltype(type)::type;
         if (is_limited) {
-            parallel(step.blocks, kLeastBlocks, step.threads, [&](std::int64_t first, std::int64_t last) {
-                each_part(step, first, last, [&](const Parameter& parameter, std::int64_t begin, std::int64_t end) {
-                    for (; begin < end; begin += kStateBlock) {
-                        const std::int64_t stop = end - begin > kStateBlock ? begin + kStateBlock : end;
-                        const std::int64_t block = parameter.first_block + begin / kStateBlock;
-                        measure<T>(rule, parameter, begin, stop, limit.sums + 2 * block);
-                    }
-                });
+            each_part(step, [&](const Parameter& parameter, std::int64_t begin, std::int64_t end) {
+                for (; begin < end; begin += kStateBlock) {
+                    const std::int64_t stop = end - begin > kStateBlock ? begin + kStateBlock : end;
+                    const std::int64_t block = parameter.first_block + begin / kStateBlock;
+                    measure<T>(rule, parameter, begin, stop, limit.sums + 2 * block);
+                }
             });
             for (std::int64_t i = 0; i < step.count; ++i) {
                 limit.step_sizes[i] = limited(step.parameters[i], limit, step.settings.lr);
             }
         }
-        parallel(step.blocks, kLeastBlocks, step.threads, [&](std::int64_t first, std::int64_t last) {
-            each_part(step, first, last, [&](const Parameter& parameter, std::int64_t begin, std::int64_t end) {
-                const float size = is_limited ? limit.step_sizes[&parameter - step.parameters] : step.settings.lr;
-                update<T>(rule, parameter, begin, end, size);
-            });
+        each_part(step, [&](const Parameter& parameter, std::int64_t begin, std::int64_t end) {
+            const float size = is_limited ? limit.step_sizes[&parameter - step.parameters] : step.settings.lr;
+            update<T>(rule, parameter, begin, end, size);
         });
     });
 }

@@ -65,7 +65,7 @@ BNB_INLINE std::int64_t blocks_of(const Parameter& parameter) {
 // Calls f(parameter, begin, end) for the parameters, or parts of them in whole blocks, that the blocks [begin, end) of
 // the list are made of.
 template <class F>
-BNB_INLINE void each_part(const OptimizerStep& step, std::int64_t begin, std::int64_t end, F&& f) {
+BNB_INLINE void each_part_of(const OptimizerStep& step, std::int64_t begin, std::int64_t end, F&& f) {
     std::int64_t low = 0, high = step.count;  // the last parameter that starts at or before `begin`
     while (high - low > 1) {
         const std::int64_t middle = low + (high - low) / 2;
@@ -78,6 +78,15 @@ BNB_INLINE void each_part(const OptimizerStep& step, std::int64_t begin, std::in
         if (first < last) f(parameter, first * kStateBlock, last < blocks ? last * kStateBlock : parameter.n);
         begin = parameter.first_block + last;
     }
+}
+
+constexpr std::int64_t kLeastBlocks = 1 << 7;  // worth a thread
+
+// Calls f(parameter, begin, end) for all parameters or parts of them, on the threads of the step.
+template <class F>
+BNB_INLINE void each_part(const OptimizerStep& step, F&& f) {
+    parallel(step.blocks, kLeastBlocks, step.threads,
+             [&](std::int64_t first, std::int64_t last) { each_part_of(step, first, last, f); });
 }
 
 // All lanes of a vector, where a number stands for the first ones.
@@ -106,8 +115,6 @@ BNB_INLINE void each_vector(std::int64_t begin, std::int64_t end, F&& f) {
     for (; begin + F32::size <= end; begin += F32::size) f(begin, All{});
     if (begin < end) f(begin, static_cast<int>(end - begin));
 }
-
-constexpr std::int64_t kLeastBlocks = 1 << 7;  // worth a thread
 
 // Calls f(Update of the step's rule, Type<T> of its dtype).
 template <class F>
