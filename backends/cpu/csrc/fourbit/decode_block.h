@@ -3,12 +3,12 @@
 #pragma once
 
 #include "decode.h"
-#include "scales.h"
 
 namespace bnb_core::BNB_LEVEL {
 
 // The 16 values that the codes of one block stand for, as T. decode<stream>(p, out) writes `size` of them, from
-// size / 2 bytes; `stream` goes around the cache and wants `out` aligned to the 32 or 64 bytes of a register.
+// size / 2 bytes; `stream` goes around the cache and wants `out` aligned to a register. Where `size` is 32, the size of
+// two of the smallest blocks, decode16 writes half as many.
 template <class T>
 class BlockValues;
 
@@ -53,6 +53,13 @@ class BlockValues {
         stream ? _mm512_stream_si512(reinterpret_cast<__m512i*>(out), v) : _mm512_storeu_si512(out, v);
     }
 
+    BNB_INLINE void decode16(const std::uint8_t* p, T* out) const {
+        const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+        const __m256i codes = _mm256_or_si256(_mm256_srli_epi32(bytes, 4), _mm256_slli_epi32(bytes, 16));
+        const __m256i v = _mm256_permutexvar_epi16(codes, _mm512_castsi512_si256(values_));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), v);
+    }
+
   private:
     __m512i values_;
 };
@@ -86,14 +93,13 @@ class BlockValues {
     static constexpr int size = 32;
 
     BNB_INLINE BlockValues(const FourBit& type, float scale) {
-        T values[16];
-        store(values, load(type.values) * f32(scale));
-        store(values + 8, load(type.values + 8) * f32(scale));
-        const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-        const __m128i last = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 8));
-        const __m128i byte = _mm_set1_epi16(0xFF);
-        low_ = _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_and_si128(first, byte), _mm_and_si128(last, byte)));
-        high_ = _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(last, 8)));
+        const F32 given = f32(scale), factor = select(given == given, given, f32(float_of(kNaNBits)));
+        const __m256i words = rounded(load(type.values) * factor, load(type.values + 8) * factor, Type<T>{});
+        const __m256i low = _mm256_and_si256(words, _mm256_set1_epi16(0xFF));
+        // Each half of the register: the low bytes of eight values, then their high bytes.
+        const __m256i bytes = _mm256_packus_epi16(low, _mm256_srli_epi16(words, 8));
+        low_ = _mm256_permute4x64_epi64(bytes, 0b10001000);
+        high_ = _mm256_permute4x64_epi64(bytes, 0b11011101);
     }
 
     template <bool stream>
@@ -108,7 +114,31 @@ class BlockValues {
         write<stream>(out + 16, _mm256_unpackhi_epi8(low, high));
     }
 
+    BNB_INLINE void decode16(const std::uint8_t* p, T* out) const {
+        const __m128i bytes = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+        const __m128i codes =
+            _mm_and_si128(_mm_or_si128(_mm_srli_epi16(bytes, 4), _mm_slli_epi16(bytes, 8)), _mm_set1_epi8(0x0F));
+        const __m128i low = _mm_shuffle_epi8(_mm256_castsi256_si128(low_), codes);
+        const __m128i high = _mm_shuffle_epi8(_mm256_castsi256_si128(high_), codes);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi8(low, high));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 8), _mm_unpackhi_epi8(low, high));
+    }
+
   private:
+    BNB_INLINE static __m256i rounded(F32 first, F32 last, Type<float16>) {
+        const __m128i halves[] = {_mm256_cvtps_ph(first.v, _MM_FROUND_TO_NEAREST_INT),
+                                  _mm256_cvtps_ph(last.v, _MM_FROUND_TO_NEAREST_INT)};
+        return _mm256_set_m128i(halves[1], halves[0]);
+    }
+
+    // To even. The one NaN that comes here survives the addition, unlike others.
+    BNB_INLINE static __m256i rounded(F32 first, F32 last, Type<bfloat16>) {
+        const auto up = [](F32 x) {
+            return shift_right<16>(bits(x) + i32(0x7FFF) + (shift_right<16>(bits(x)) & i32(1))).v;
+        };
+        return _mm256_permute4x64_epi64(_mm256_packus_epi32(up(first), up(last)), 0b11011000);
+    }
+
     template <bool stream>
     BNB_INLINE static void write(T* out, __m256i v) {
         __m256i* const p = reinterpret_cast<__m256i*>(out);
@@ -141,6 +171,13 @@ class BlockValues {
 
 #endif
 
+// To be called by each thread that has written by streams, before others read.
+BNB_INLINE void finish_streams() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
+
 // `count` elements from the one after `skip` on, through memory that is large enough; skip + count <= size.
 template <class T>
 BNB_INLINE void decode_part(const BlockValues<T>& values, const std::uint8_t* p, int skip, int count, T* out) {
@@ -152,25 +189,41 @@ BNB_INLINE void decode_part(const BlockValues<T>& values, const std::uint8_t* p,
     for (int i = 0; i < count; ++i) out[i] = part[skip + i];
 }
 
-// Elements [begin, end) of the tensor whose bytes begin at `packed`. Blocks begin at whole bytes, `begin` may be odd.
-template <bool stream, class T>
-BNB_INLINE void decode_run(const FourBit& type, const std::uint8_t* packed, const Scales& scales,
+// Elements [begin, end) of the tensor whose bytes begin at `packed`; scales[b] is that of block b. Blocks begin at
+// whole bytes, `begin` may be odd.
+template <bool stream, class BlockScales, class T>
+BNB_INLINE void decode_run(const FourBit& type, const std::uint8_t* packed, const BlockScales& scales,
                            std::int64_t blocksize, std::int64_t begin, std::int64_t end, T* out) {
-    constexpr int size = BlockValues<T>::size;
+    using Values = BlockValues<T>;
+    const std::uint8_t* p = packed + begin / 2;
+    if (begin % 2 != 0) {
+        decode_part(Values(type, scales[begin / blocksize]), p++, 1, 1, out++);
+        ++begin;
+    }
     std::int64_t block = begin / blocksize;
-    for (std::int64_t i = begin; i < end; ++block) {
-        const BlockValues<T> values(type, scales[block]);
-        const std::int64_t stop = end - block * blocksize > blocksize ? (block + 1) * blocksize : end;
-        if (i % 2 != 0) {
-            decode_part(values, packed + i / 2, 1, 1, out++);
-            ++i;
+    std::int64_t in_block = blocksize - begin % blocksize;
+    for (std::int64_t left = end - begin; left > 0; ++block) {
+        const Values values(type, scales[block]);
+        std::int64_t count = in_block < left ? in_block : left;
+        left -= count;
+        in_block = blocksize;
+        for (; count >= Values::size; count -= Values::size) {
+            values.template decode<stream>(p, out);
+            p += Values::size / 2;
+            out += Values::size;
         }
-        for (; i + size <= stop; i += size, out += size) values.template decode<stream>(packed + i / 2, out);
-        if (i < stop) {
-            const int rest = static_cast<int>(stop - i);
-            decode_part(values, packed + i / 2, 0, rest, out);
-            i += rest;
-            out += rest;
+        if constexpr (Values::size == 32) {
+            if (count >= 16) {
+                values.decode16(p, out);
+                p += 8;
+                out += 16;
+                count -= 16;
+            }
+        }
+        if (count > 0) {
+            decode_part(values, p, 0, static_cast<int>(count), out);
+            p += count / 2;
+            out += count;
         }
     }
 }
