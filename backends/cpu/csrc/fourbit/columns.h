@@ -5,9 +5,9 @@
 // Every level has the same names:
 //   kColumns       rows of the weight that are decoded together: two vectors
 //   kStep          how many k one step decodes, from kStep / 2 bytes of each row
-//   ColumnDecoder  decoder(rows, take) decodes rows[c][0 … kStep / 2), c < kColumns, and calls take(k, w0, w1) for
-//                  k = 0 … kStep - 1 in this order, with the values (not scaled) of the first and the second half of
-//                  the columns
+//   ColumnDecoder  decoder(rows, at, take) decodes the bytes rows[c][at + j], j < kStep / 2, c < kColumns, and calls
+//                  take(k, w0, w1) for k = 0 … kStep - 1 in this order, with the values (not scaled) of the first and
+//                  the second half of the columns
 #pragma once
 
 #include "../simd/simd.h"

@@ -20,11 +20,12 @@ class ColumnDecoder {
     }
 
     template <class Take>
-    BNB_INLINE void operator()(const std::uint8_t* const* rows, Take&& take) const {
+    BNB_INLINE void operator()(const std::uint8_t* const* rows, std::int64_t at, Take&& take) const {
         // quads[i]: of bytes 4i … 4i + 3 of each row, rows 0-3 (of each byte in turn) in the low lane, 4-7 in the high.
         __m256i quads[4], later_quads[4];
-        transpose(rows, quads);
-        transpose(rows + 8, later_quads);  // rows 8-11, 12-15
+        transpose(rows, at, quads);
+        transpose(rows + 8, at, later_quads);  // rows 8-11, 12-15
+#pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
             decode(_mm256_unpacklo_epi32(quads[i], later_quads[i]), 8 * i, take);
             decode(_mm256_unpackhi_epi32(quads[i], later_quads[i]), 8 * i + 4, take);
@@ -37,9 +38,9 @@ class ColumnDecoder {
         return _mm256_inserti128_si256(bytes, _mm_loadu_si128(reinterpret_cast<const __m128i*>(high)), 1);
     }
 
-    static BNB_INLINE void transpose(const std::uint8_t* const* rows, __m256i* quads) {
-        const __m256i r0 = load_rows(rows[0], rows[4]), r1 = load_rows(rows[1], rows[5]);
-        const __m256i r2 = load_rows(rows[2], rows[6]), r3 = load_rows(rows[3], rows[7]);
+    static BNB_INLINE void transpose(const std::uint8_t* const* rows, std::int64_t at, __m256i* quads) {
+        const __m256i r0 = load_rows(rows[0] + at, rows[4] + at), r1 = load_rows(rows[1] + at, rows[5] + at);
+        const __m256i r2 = load_rows(rows[2] + at, rows[6] + at), r3 = load_rows(rows[3] + at, rows[7] + at);
         const __m256i low01 = _mm256_unpacklo_epi8(r0, r1), high01 = _mm256_unpackhi_epi8(r0, r1);
         const __m256i low23 = _mm256_unpacklo_epi8(r2, r3), high23 = _mm256_unpackhi_epi8(r2, r3);
         quads[0] = _mm256_unpacklo_epi16(low01, low23);

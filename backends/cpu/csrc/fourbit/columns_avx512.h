@@ -10,11 +10,11 @@ class ColumnDecoder {
     explicit ColumnDecoder(const FourBit& type) : values_(table16(type.values)) {}
 
     template <class Take>
-    BNB_INLINE void operator()(const std::uint8_t* const* rows, Take&& take) const {
+    BNB_INLINE void operator()(const std::uint8_t* const* rows, std::int64_t at, Take&& take) const {
         // A 16 x 16 transpose of bytes in each lane, rows 0-15 in the low one and 16-31 in the high: in four steps
         // that interleave row i with row i + 8, byte j of all rows comes to stand in v[j].
         __m256i v[16], w[16];
-        for (int i = 0; i < 16; ++i) v[i] = load_rows(rows[i], rows[i + 16]);
+        for (int i = 0; i < 16; ++i) v[i] = load_rows(rows[i] + at, rows[i + 16] + at);
         interleave(v, w);
         interleave(w, v);
         interleave(v, w);

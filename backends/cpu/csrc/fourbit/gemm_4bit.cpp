@@ -17,8 +17,9 @@ constexpr std::int64_t kLeastWork = 1 << 18;  // worth a thread: about 15 µs
 
 // Rows whose packed values for kDepth stay in the second-level cache (252 KB of 512) while strips pass by.
 constexpr std::int64_t kBlockTiles = 252 / kTileRows;
-// Sums that are kept while the strips of a thread pass by: 256 KB.
-constexpr std::int64_t kSums = 1 << 16;
+// Strips that share a run of kDepth of A. One, where all of A stays in the cache: its bytes are then read in order.
+constexpr std::int64_t kSharingStrips = 16;
+constexpr std::int64_t kCachedFloats = 1 << 16;
 
 // Memory of floats: on the stack where that is enough, for a small product.
 class Scratch {
@@ -74,8 +75,11 @@ struct Product {
         }
     }
 
-    template <int rows>
-    void few_rows(std::int64_t begin, std::int64_t end) const {
+    template <int rows = kFewRows>
+    void few_rows(std::int64_t M, std::int64_t begin, std::int64_t end) const {
+        if constexpr (rows > 1) {
+            if (M < rows) return few_rows<rows - 1>(M, begin, end);
+        }
         for (std::int64_t s = begin; s < end; ++s) {
             float sums[rows * kColumns], bias_row[kColumns];
             few_rows_product<rows>(packed, Strip(weight, s * kColumns), decoder, weight, sums);
@@ -96,6 +100,11 @@ struct Product {
             for (std::int64_t s = begin; s < end; ++s) {
                 const std::int64_t n0 = s * kColumns;
                 Strip(weight, n0).decode(decoder, k0, depth, panel);
+                if (s + 1 < end) {
+                    Strip(weight, n0 + kColumns).fetch(k0, depth);
+                } else if (!last) {
+                    Strip(weight, begin * kColumns).fetch(k0 + depth, depth);
+                }
                 float bias_row[kColumns];
                 if (last) load_bias(n0, static_cast<int>(std::min<std::int64_t>(kColumns, weight.N - n0)), bias_row);
                 for (std::int64_t t = tile0; t < tile1; ++t) {
@@ -132,7 +141,7 @@ void multiply(const T* A, std::int64_t M, const Weight4bit& weight, const void* 
     const std::int64_t parts = std::max<std::int64_t>(1, useful);
     const bool few = few_rows(M, weight);
     const bool packed_as_it_is = std::is_same_v<T, float> && M == 1;
-    const std::int64_t chunk = std::max<std::int64_t>(1, kSums / (block_rows * kColumns));
+    const std::int64_t chunk = M * weight.K <= kCachedFloats ? 1 : kSharingStrips;
     const std::int64_t sums = few || weight.K <= kDepth ? 0 : std::min(chunk, strips) * block_rows * kColumns;
     const std::int64_t packed_size = packed_as_it_is ? 0 : M * weight.K;
     const Scratch scratch(packed_size + parts * sums);
@@ -143,9 +152,8 @@ void multiply(const T* A, std::int64_t M, const Weight4bit& weight, const void* 
     if (!packed_as_it_is) pack_rows(A, weight.K, tiles, static_cast<int>(parts), scratch.floats);
     const Product<T> product{packed, tiles, weight, bias, bias_dtype, out, ColumnDecoder(four_bit(weight.type))};
     if (few) {
-        parallel(strips, (strips + parts - 1) / parts, threads, [&](std::int64_t begin, std::int64_t end) {
-            M == 1 ? product.template few_rows<1>(begin, end) : product.template few_rows<2>(begin, end);
-        });
+        parallel(strips, (strips + parts - 1) / parts, threads,
+                 [&](std::int64_t begin, std::int64_t end) { product.few_rows(M, begin, end); });
         return;
     }
     // A part is a run of the strips of all blocks of rows, one block after the other.

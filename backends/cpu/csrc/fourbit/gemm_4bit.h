@@ -13,7 +13,7 @@ struct Weight4bit {
     const std::uint8_t* packed;
     std::int64_t N, K;
     Scales scales;
-    std::int64_t blocksize;  // a power of two, at least 16
+    int blocksize_log2;  // of 16 or more
     QuantType type;
 };
 
