@@ -34,9 +34,6 @@ OPS = {
         "int8_mixed_scaled_mm",
         "int8_linear",
     ),
-    "optimizer": ("optimizer_update_32bit", "optimizer_step_32bit"),
-    "blockwise": ("dequantize_blockwise",),
-    "fourbit": ("dequantize_4bit",),
     "optimizer": (
         *("optimizer_update_32bit", "optimizer_update_8bit_blockwise", "optimizer_update_8bit"),
         *("optimizer_step_32bit", "optimizer_step_8bit_blockwise", "optimizer_step_8bit"),

@@ -19,21 +19,23 @@
 #include "optimizer/optimizer_8bit_blockwise.h"
 
 // X(type of the function, its name) for each kernel.
-#define BNB_KERNELS(X)                                \
-    X(DequantizeBlockwise, dequantize_blockwise)      \
-    X(QuantizeBlockwise, quantize_blockwise)          \
-    X(Dequantize4bit, dequantize_4bit)                \
-    X(Quantize4bit, quantize_4bit)                    \
-    X(Embedding4bit, embedding_4bit)                  \
-    X(Gemm4bit, gemm_4bit)                            \
-    X(Int8DoubleQuant, int8_double_quant)             \
-    X(Int8Linear, int8_linear)                        \
-    X(Int8Mm, int8_mm)                                \
-    X(Int8MmDequant, int8_mm_dequant)                 \
-    X(Int8ScaledMm, int8_scaled_mm)                   \
-    X(Int8VectorwiseDequant, int8_vectorwise_dequant) \
-    X(Int8VectorwiseQuant, int8_vectorwise_quant)     \
-    X(OptimizerStep32bit, optimizer_step_32bit)
+#define BNB_KERNELS(X)                                           \
+    X(DequantizeBlockwise, dequantize_blockwise)                 \
+    X(QuantizeBlockwise, quantize_blockwise)                     \
+    X(Dequantize4bit, dequantize_4bit)                           \
+    X(Quantize4bit, quantize_4bit)                               \
+    X(Embedding4bit, embedding_4bit)                             \
+    X(Gemm4bit, gemm_4bit)                                       \
+    X(Int8DoubleQuant, int8_double_quant)                        \
+    X(Int8Linear, int8_linear)                                   \
+    X(Int8Mm, int8_mm)                                           \
+    X(Int8MmDequant, int8_mm_dequant)                            \
+    X(Int8ScaledMm, int8_scaled_mm)                              \
+    X(Int8VectorwiseDequant, int8_vectorwise_dequant)            \
+    X(Int8VectorwiseQuant, int8_vectorwise_quant)                \
+    X(OptimizerStep32bit, optimizer_step_32bit)                  \
+    X(OptimizerStep8bitBlockwise, optimizer_step_8bit_blockwise) \
+    X(OptimizerStep8bit, optimizer_step_8bit)
 
 namespace bnb_core {
 
@@ -41,22 +43,6 @@ struct Kernels {
 #define X(Function, name) Function* name;
     BNB_KERNELS(X)
 #undef X
-    DequantizeBlockwise* dequantize_blockwise;
-    QuantizeBlockwise* quantize_blockwise;
-    Dequantize4bit* dequantize_4bit;
-    Quantize4bit* quantize_4bit;
-    Embedding4bit* embedding_4bit;
-    Gemm4bit* gemm_4bit;
-    Int8DoubleQuant* int8_double_quant;
-    Int8Linear* int8_linear;
-    Int8Mm* int8_mm;
-    Int8MmDequant* int8_mm_dequant;
-    Int8ScaledMm* int8_scaled_mm;
-    Int8VectorwiseDequant* int8_vectorwise_dequant;
-    Int8VectorwiseQuant* int8_vectorwise_quant;
-    OptimizerStep32bit* optimizer_step_32bit;
-    OptimizerStep8bitBlockwise* optimizer_step_8bit_blockwise;
-    OptimizerStep8bit* optimizer_step_8bit;
 };
 
 }  // namespace bnb_core

@@ -47,8 +47,8 @@ void bind_fourbit(py::module_& m, const Kernels& kernels) {
                    std::string_view bias_dtype, Address out, int threads) {
             const Scales scales{pointer<const float>(absmax), pointer<const std::uint8_t>(absmax_8bit),
                                 pointer<const float>(absmax_code), code_size, pointer<const float>(absmax_offset)};
-            const Weight4bit weight{
-                pointer<const std::uint8_t>(B), N, K, scales, log2_of(blocksize), quant_type_of(quant_type)};
+            const Weight4bit weight{pointer<const std::uint8_t>(B), N, K, scales, log2_of(blocksize),
+                                    quant_type_of(quant_type)};
             kernels.gemm_4bit(pointer<const void>(A), dtype_of(dtype), M, weight, pointer<const void>(bias),
                               dtype_of(bias_dtype), pointer<void>(out), threads);
         },
