@@ -24,7 +24,7 @@ def dequant(A, stats):
     return torch.full(A.shape, 42.0)
 
 
-KERNELS = (Kernel(op="int8_vectorwise_dequant", device="cpu", name="acme/fast", fn=dequant),)
+KERNELS = (Kernel(op="int8_vectorwise_dequant", device="cpu", name="acme/fast", fn=dequant, priority=99),)
 '''
 
 PROGRAM = """
@@ -121,7 +121,7 @@ def test_forcing_a_backend_that_failed_raises_with_its_reason(tmp_path: Path) ->
 
 
 def test_forcing_a_backend_from_an_entry_point(tmp_path: Path) -> None:
-    install(tmp_path, TOY.replace("KERNELS = (Kernel(", "KERNELS = (Kernel(priority=-1, "))
+    install(tmp_path, TOY.replace("priority=99", "priority=-1"))
     assert value_of(run(tmp_path, BNB_CORE_FORCE="acme/fast")) == 42
     assert value_of(run(tmp_path, BNB_CORE_FORCE="reference")) != 42
 

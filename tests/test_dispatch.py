@@ -25,6 +25,16 @@ A = torch.ones(2, 4, dtype=torch.int8)
 STATS = torch.ones(2)
 
 
+@pytest.fixture(autouse=True)
+def toys_alone() -> Iterator[None]:
+    """The operator of the toys has no other kernels than the reference."""
+    native = [k for k in ops_registry.kernels.rows(OP) if not k.is_reference]
+    for kernel in native:
+        ops_registry.unregister_kernel(kernel)
+    yield
+    ops_registry.register_kernels(native)
+
+
 def call(a: torch.Tensor = A, stats: torch.Tensor = STATS) -> float:
     """First value of the result: says which toy kernel ran."""
     return float(torch.ops.bnb_core.int8_vectorwise_dequant(a, stats).reshape(-1)[0])
