@@ -34,7 +34,8 @@ def flatten(values: Any) -> Iterator[torch.Tensor]:
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1).contiguous().view(torch.uint8)
+    # A single element may have any stride and count as contiguous, but not be viewed as bytes.
+    return tensor.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def spread(items: list[Any], most: int) -> list[Any]:
@@ -235,7 +236,7 @@ def altered(value: Any) -> Iterator[Any]:
         yield value[None]
         yield torch.empty_like(value, device="meta")
     elif isinstance(value, (list, tuple)):
-        yield type(value)(value[:-1])
+        yield type(value)(value[:-1]) if value else type(value)([torch.empty(0)])
         for i, item in enumerate(value):
             yield from (type(value)([*value[:i], other, *value[i + 1 :]]) for other in altered(item))
     elif isinstance(value, torch.dtype):

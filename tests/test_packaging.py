@@ -158,8 +158,8 @@ def test_without_a_compiler_the_build_names_the_way_out(tree: Path, tmp_path: Pa
 def test_only_bnb_core_becomes_importable(installed: Path) -> None:
     assert sorted(path.name for path in installed.iterdir() if path.suffix != ".dist-info") == ["bin", "bnb_core"]
     code = (
-        "import bnb_core, importlib.util as util, bnb_core.backends.cpu.blockwise as native;"
-        "print(bnb_core.__file__); print(native._native.__file__);"
+        "import bnb_core, importlib.util as util, bnb_core.backends.cpu._native as native;"
+        "print(bnb_core.__file__); print(native.__file__);"
         "print(util.find_spec('backends'), util.find_spec('ops_registry'))"
     )
     package, native, specs = run(
