@@ -38,6 +38,7 @@ OPS = {
         *("optimizer_update_32bit", "optimizer_update_8bit_blockwise", "optimizer_update_8bit"),
         *("optimizer_step_32bit", "optimizer_step_8bit_blockwise", "optimizer_step_8bit"),
     ),
+    "statistics": ("percentile_clipping", "estimate_quantiles"),
 }
 
 

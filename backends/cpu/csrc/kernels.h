@@ -17,6 +17,8 @@
 #include "optimizer/optimizer_32bit.h"
 #include "optimizer/optimizer_8bit.h"
 #include "optimizer/optimizer_8bit_blockwise.h"
+#include "statistics/percentile_clipping.h"
+#include "statistics/sort_values.h"
 
 // X(type of the function, its name) for each kernel.
 #define BNB_KERNELS(X)                                           \
@@ -35,7 +37,9 @@
     X(Int8VectorwiseQuant, int8_vectorwise_quant)                \
     X(OptimizerStep32bit, optimizer_step_32bit)                  \
     X(OptimizerStep8bitBlockwise, optimizer_step_8bit_blockwise) \
-    X(OptimizerStep8bit, optimizer_step_8bit)
+    X(OptimizerStep8bit, optimizer_step_8bit)                    \
+    X(PercentileClipping, percentile_clipping)                   \
+    X(SortValues, sort_values)
 
 namespace bnb_core {
 

@@ -34,5 +34,6 @@ void bind_blockwise(py::module_& m, const Kernels& kernels);
 void bind_fourbit(py::module_& m, const Kernels& kernels);
 void bind_int8(py::module_& m, const Kernels& kernels);
 void bind_optimizer(py::module_& m, const Kernels& kernels);
+void bind_statistics(py::module_& m, const Kernels& kernels);
 
 }  // namespace bnb_core

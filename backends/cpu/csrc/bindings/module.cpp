@@ -17,6 +17,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
         bnb_core::bind_fourbit(submodule, level.kernels());
         bnb_core::bind_int8(submodule, level.kernels());
         bnb_core::bind_optimizer(submodule, level.kernels());
+        bnb_core::bind_statistics(submodule, level.kernels());
     }
     m.attr("LEVELS") = missing;  // level → what this CPU lacks of it, best first
 }
