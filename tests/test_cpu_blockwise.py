@@ -84,7 +84,7 @@ def from_bits(bits: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("blocksize", [1, 3, 64, 256, 4096, 2**62])
-@pytest.mark.parametrize("n", [0, 1, 2, 63, 64, 65, 255, 4097])
+@pytest.mark.parametrize("n", [0, 1, 2, 63, 64, 65, 255, 1023, 1026, 1027, 4097])
 def test_sizes_and_odd_tails(n: int, blocksize: int, dtype: torch.dtype) -> None:
     A, absmax, code = sample(n, blocksize)
     expected = by_torch(A, absmax, code, blocksize, dtype)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +81,23 @@ def test_the_gil_is_released() -> None:
     thread.join()
     start, end = call
     assert any(start + 0.1 * (end - start) < tick < (start + end) / 2 for tick in ticks)
+
+
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not THP.is_file() or "[never]" in THP.read_text(), reason="this system has no large pages")
+@pytest.mark.parametrize("megabytes", [16, 64])
+def test_a_large_result_is_asked_for_on_large_pages(megabytes: int) -> None:
+    """From 32 MiB on, where memory comes fresh from the system."""
+    A, absmax, code = sample(megabytes << 18, 4096)
+    found = dequantize_blockwise(A, absmax, code, 4096, torch.float32)
+    middle = found.data_ptr() + found.nbytes // 2
+    flags: dict[bool, list[str]] = {}
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(bounds[1], 16) <= middle < int(bounds[2], 16)
+        elif line.startswith("VmFlags:"):
+            flags[inside] = line.split()
+    assert ("hg" in flags[True]) == (megabytes >= 32)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../runtime/pages.h"
 #include "../runtime/parallel.h"
 #include "decode_block.h"
 
@@ -36,6 +37,7 @@ void dequantize_4bit(const std::uint8_t* packed, const float* absmax, std::int64
                      std::int64_t n, DType dtype, void* out, int threads) {
     visit(dtype, [&](auto t) {
         using T = typename decltype(t)::type;
+        expect_writes(out, n * static_cast<std::int64_t>(sizeof(T)));
         const bool aligned = reinterpret_cast<std::uintptr_t>(out) % kStreamAlignment == 0;
         const bool stream = aligned && n >= kStreamBytes / static_cast<std::int64_t>(sizeof(T));
         const auto run = stream ? dequantize<true, T> : dequantize<false, T>;
