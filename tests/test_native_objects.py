@@ -92,6 +92,14 @@ def test_each_level_is_found_and_uses_its_instructions(level: str) -> None:
 
 
 @with_symbols
+@pytest.mark.skipif("avx512vnni" not in LEVELS, reason="this build has no level with VNNI")
+def test_vnni_stands_in_its_level_alone() -> None:
+    users = {name for name, instruction, _ in functions(MODULE) if instruction.startswith("vpdp")}
+    assert users
+    assert all("bnb_core::avx512vnni::" in name for name in users)
+
+
+@with_symbols
 def test_there_are_no_static_initializers() -> None:
     assert not initializers(MODULE)
 

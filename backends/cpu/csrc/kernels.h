@@ -21,20 +21,21 @@
 #include "statistics/sort_values.h"
 
 // X(type of the function, its name) for each kernel.
-#define BNB_KERNELS(X)                                           \
+#define BNB_INT8_KERNELS(X)                           \
+    X(Int8DoubleQuant, int8_double_quant)             \
+    X(Int8Linear, int8_linear)                        \
+    X(Int8Mm, int8_mm)                                \
+    X(Int8MmDequant, int8_mm_dequant)                 \
+    X(Int8ScaledMm, int8_scaled_mm)                   \
+    X(Int8VectorwiseDequant, int8_vectorwise_dequant) \
+    X(Int8VectorwiseQuant, int8_vectorwise_quant)
+#define BNB_OTHER_KERNELS(X)                                     \
     X(DequantizeBlockwise, dequantize_blockwise)                 \
     X(QuantizeBlockwise, quantize_blockwise)                     \
     X(Dequantize4bit, dequantize_4bit)                           \
     X(Quantize4bit, quantize_4bit)                               \
     X(Embedding4bit, embedding_4bit)                             \
     X(Gemm4bit, gemm_4bit)                                       \
-    X(Int8DoubleQuant, int8_double_quant)                        \
-    X(Int8Linear, int8_linear)                                   \
-    X(Int8Mm, int8_mm)                                           \
-    X(Int8MmDequant, int8_mm_dequant)                            \
-    X(Int8ScaledMm, int8_scaled_mm)                              \
-    X(Int8VectorwiseDequant, int8_vectorwise_dequant)            \
-    X(Int8VectorwiseQuant, int8_vectorwise_quant)                \
     X(OptimizerStep32bit, optimizer_step_32bit)                  \
     X(OptimizerStep8bitBlockwise, optimizer_step_8bit_blockwise) \
     X(OptimizerStep8bit, optimizer_step_8bit)                    \
@@ -45,7 +46,8 @@ namespace bnb_core {
 
 struct Kernels {
 #define X(Function, name) Function* name;
-    BNB_KERNELS(X)
+    BNB_INT8_KERNELS(X)
+    BNB_OTHER_KERNELS(X)
 #undef X
 };
 

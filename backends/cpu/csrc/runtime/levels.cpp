@@ -22,17 +22,19 @@ std::string missing_for([[maybe_unused]] const std::string& level) {
     std::string missing;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (level == "avx2" || level == "avx512") {
+    const bool is_avx512 = level == "avx512" || level == "avx512vnni";
+    if (level == "avx2" || is_avx512) {
         BNB_REQUIRE("avx2");
         BNB_REQUIRE("fma");
         BNB_REQUIRE("f16c");
     }
-    if (level == "avx512") {
+    if (is_avx512) {
         BNB_REQUIRE("avx512f");
         BNB_REQUIRE("avx512bw");
         BNB_REQUIRE("avx512vl");
         BNB_REQUIRE("avx512dq");
     }
+    if (level == "avx512vnni") BNB_REQUIRE("avx512vnni");
 #endif
     return missing;
 }
