@@ -2,6 +2,8 @@
 // each code then picks one of them.
 #pragma once
 
+#include <cstring>
+
 #include "decode.h"
 
 namespace bnb_core::BNB_LEVEL {
@@ -66,24 +68,71 @@ class BlockValues {
 
 #elif defined(__AVX2__)
 
+namespace detail {
+
+template <bool stream>
+BNB_INLINE void write(void* out, __m256i v) {
+    __m256i* const p = static_cast<__m256i*>(out);
+    stream ? _mm256_stream_si256(p, v) : _mm256_storeu_si256(p, v);
+}
+
+// The codes of packed bytes, each to a byte.
+BNB_INLINE __m256i codes_of(__m128i packed) {
+    const __m256i bytes = _mm256_cvtepu8_epi16(packed);
+    return _mm256_and_si256(_mm256_or_si256(_mm256_srli_epi16(bytes, 4), _mm256_slli_epi16(bytes, 8)),
+                            _mm256_set1_epi8(0x0F));
+}
+
+}  // namespace detail
+
+// fp32: each of the four bytes of the 16 values a table of vpshufb.
 template <>
 class BlockValues<float> {
   public:
-    static constexpr int size = 8;
+    static constexpr int size = 32;
 
-    BNB_INLINE BlockValues(const FourBit& type, float scale) : values_(table16(type.values)) {
-        values_.low = _mm256_mul_ps(values_.low, _mm256_set1_ps(scale));
-        values_.high = _mm256_mul_ps(values_.high, _mm256_set1_ps(scale));
+    BNB_INLINE BlockValues(const FourBit& type, float scale) {
+        // In each half of a register: the lowest bytes of four values, then the next ones.
+        const __m256i order =
+            _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+        const __m256i first = _mm256_shuffle_epi8(bits(load(type.values) * f32(scale)).v, order);
+        const __m256i last = _mm256_shuffle_epi8(bits(load(type.values + 8) * f32(scale)).v, order);
+        const __m256i low = _mm256_unpacklo_epi32(first, last), high = _mm256_unpackhi_epi32(first, last);
+        const __m256i even = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5), odd = _mm256_setr_epi32(2, 6, 3, 7, 2, 6, 3, 7);
+        bytes_[0] = _mm256_permutevar8x32_epi32(low, even);
+        bytes_[1] = _mm256_permutevar8x32_epi32(low, odd);
+        bytes_[2] = _mm256_permutevar8x32_epi32(high, even);
+        bytes_[3] = _mm256_permutevar8x32_epi32(high, odd);
     }
 
     template <bool stream>
     BNB_INLINE void decode(const std::uint8_t* p, float* out) const {
-        const __m256 v = lookup(values_, codes(p)).v;
-        stream ? _mm256_stream_ps(out, v) : _mm256_storeu_ps(out, v);
+        // Unpacking works in halves of a register: with every other pair of bytes in the upper half its results come
+        // out in order.
+        const __m128i pairs = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+        const __m128i packed = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), pairs);
+        const __m256i codes = detail::codes_of(packed);
+        __m256i byte[4];
+        BNB_UNROLL
+        for (int i = 0; i < 4; ++i) byte[i] = _mm256_shuffle_epi8(bytes_[i], codes);
+        const __m256i low01 = _mm256_unpacklo_epi8(byte[0], byte[1]), low23 = _mm256_unpacklo_epi8(byte[2], byte[3]);
+        const __m256i high01 = _mm256_unpackhi_epi8(byte[0], byte[1]), high23 = _mm256_unpackhi_epi8(byte[2], byte[3]);
+        detail::write<stream>(out, _mm256_unpacklo_epi16(low01, low23));
+        detail::write<stream>(out + 8, _mm256_unpackhi_epi16(low01, low23));
+        detail::write<stream>(out + 16, _mm256_unpacklo_epi16(high01, high23));
+        detail::write<stream>(out + 24, _mm256_unpackhi_epi16(high01, high23));
+    }
+
+    BNB_INLINE void decode16(const std::uint8_t* p, float* out) const {
+        std::uint8_t packed[size / 2] = {};
+        float values[size];
+        std::memcpy(packed, p, 8);
+        decode<false>(packed, values);
+        std::memcpy(out, values, 16 * sizeof(float));
     }
 
   private:
-    Table16 values_;
+    __m256i bytes_[4];
 };
 
 // fp16 and bf16: the low and the high bytes of the 16 values, each a table of vpshufb.
@@ -106,12 +155,10 @@ class BlockValues {
     BNB_INLINE void decode(const std::uint8_t* p, T* out) const {
         // Unpacking works in halves of a register: with bytes 4...7 and 8...11 swapped its results come out in order.
         const __m128i packed = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), 0b11011000);
-        const __m256i bytes = _mm256_cvtepu8_epi16(packed);
-        const __m256i codes = _mm256_and_si256(
-            _mm256_or_si256(_mm256_srli_epi16(bytes, 4), _mm256_slli_epi16(bytes, 8)), _mm256_set1_epi8(0x0F));
+        const __m256i codes = detail::codes_of(packed);
         const __m256i low = _mm256_shuffle_epi8(low_, codes), high = _mm256_shuffle_epi8(high_, codes);
-        write<stream>(out, _mm256_unpacklo_epi8(low, high));
-        write<stream>(out + 16, _mm256_unpackhi_epi8(low, high));
+        detail::write<stream>(out, _mm256_unpacklo_epi8(low, high));
+        detail::write<stream>(out + 16, _mm256_unpackhi_epi8(low, high));
     }
 
     BNB_INLINE void decode16(const std::uint8_t* p, T* out) const {
@@ -137,12 +184,6 @@ class BlockValues {
             return shift_right<16>(bits(x) + i32(0x7FFF) + (shift_right<16>(bits(x)) & i32(1))).v;
         };
         return _mm256_permute4x64_epi64(_mm256_packus_epi32(up(first), up(last)), 0b11011000);
-    }
-
-    template <bool stream>
-    BNB_INLINE static void write(T* out, __m256i v) {
-        __m256i* const p = reinterpret_cast<__m256i*>(out);
-        stream ? _mm256_stream_si256(p, v) : _mm256_storeu_si256(p, v);
     }
 
     __m256i low_, high_;
