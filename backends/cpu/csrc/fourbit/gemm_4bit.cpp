@@ -1,7 +1,5 @@
 #include "gemm_4bit.h"
 
-#include <type_traits>
-
 #include "gemm_4bit_few_rows.h"
 #include "packed_rows.h"
 
@@ -80,12 +78,14 @@ struct Product {
         if constexpr (rows > 1) {
             if (M < rows) return few_rows<rows - 1>(M, begin, end);
         }
+        const RowDecoder row_decoder(four_bit(weight.type));
         for (std::int64_t s = begin; s < end; ++s) {
-            float sums[rows * kColumns], bias_row[kColumns];
-            few_rows_product<rows>(packed, Strip(weight, s * kColumns), decoder, weight, sums);
-            load_bias(s * kColumns, static_cast<int>(std::min<std::int64_t>(kColumns, weight.N - s * kColumns)),
-                      bias_row);
-            finish(sums, bias_row, 0, rows, s * kColumns);
+            const std::int64_t n0 = s * kColumns;
+            const int columns = static_cast<int>(std::min<std::int64_t>(kColumns, weight.N - n0));
+            float sums[rows * kColumns] = {}, bias_row[kColumns];
+            few_rows_product<rows>(packed, row_decoder, weight, n0, columns, sums);
+            load_bias(n0, columns, bias_row);
+            finish(sums, bias_row, 0, rows, n0);
         }
     }
 
@@ -140,17 +140,17 @@ void multiply(const T* A, std::int64_t M, const Weight4bit& weight, const void* 
     const std::int64_t useful = std::min<std::int64_t>(threads, std::min(work / kLeastWork, blocks * strips));
     const std::int64_t parts = std::max<std::int64_t>(1, useful);
     const bool few = few_rows(M, weight);
-    const bool packed_as_it_is = std::is_same_v<T, float> && M == 1;
     const std::int64_t chunk = M * weight.K <= kCachedFloats ? 1 : kSharingStrips;
     const std::int64_t sums = few || weight.K <= kDepth ? 0 : std::min(chunk, strips) * block_rows * kColumns;
-    const std::int64_t packed_size = packed_as_it_is ? 0 : M * weight.K;
+    const std::int64_t packed_size = M * weight.K;
     const Scratch scratch(packed_size + parts * sums);
-    const float* packed = scratch.floats;
-    if constexpr (std::is_same_v<T, float>) {
-        if (packed_as_it_is) packed = A;
+    if (few) {
+        pack_runs(A, M, weight.K, scratch.floats);
+    } else {
+        pack_rows(A, weight.K, tiles, static_cast<int>(parts), scratch.floats);
     }
-    if (!packed_as_it_is) pack_rows(A, weight.K, tiles, static_cast<int>(parts), scratch.floats);
-    const Product<T> product{packed, tiles, weight, bias, bias_dtype, out, ColumnDecoder(four_bit(weight.type))};
+    const Product<T> product{
+        scratch.floats, tiles, weight, bias, bias_dtype, out, ColumnDecoder(four_bit(weight.type))};
     if (few) {
         parallel(strips, (strips + parts - 1) / parts, threads,
                  [&](std::int64_t begin, std::int64_t end) { product.few_rows(M, begin, end); });

@@ -38,23 +38,15 @@ class Strip {
         for (int c = 0; c < kColumns; ++c) rows[c] = weight_.packed + (first_[c] >> 1);
     }
 
-    // Asks for the scales of k0 onwards in the rows of this strip, moved by `rows`. The rows are far apart, so hardware
-    // does not guess them.
-    BNB_INLINE void fetch_scales(std::int64_t k0, std::int64_t rows) const {
+    // Asks for the bytes and scales of k0 … k0 + depth - 1. The rows are far apart, so hardware does not guess them.
+    BNB_INLINE void fetch(std::int64_t k0, std::int64_t depth) const {
         for (int c = 0; c < kColumns; ++c) {
-            const std::int64_t block = (first_[c] + rows * weight_.K + k0) >> weight_.blocksize_log2;
+            const std::int64_t block = (first_[c] + k0) >> weight_.blocksize_log2;
             if (weight_.scales.codes == nullptr) {
                 prefetch(weight_.scales.absmax + block);
             } else {
                 prefetch(weight_.scales.codes + block);
             }
-        }
-    }
-
-    // Asks for the bytes and scales of k0 … k0 + depth - 1.
-    BNB_INLINE void fetch(std::int64_t k0, std::int64_t depth) const {
-        fetch_scales(k0, 0);
-        for (int c = 0; c < kColumns; ++c) {
             const std::uint8_t* row = weight_.packed + ((first_[c] + k0) >> 1);
             for (std::int64_t byte = 0; byte < depth / 2; byte += 64) prefetch(row + byte);
         }
