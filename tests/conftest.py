@@ -35,6 +35,14 @@ def kernel_table_unchanged() -> Iterator[None]:
     assert ops_registry.kernels.rows() == before
 
 
+@pytest.fixture
+def nothing_forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The test chooses its kernels itself, here and in processes that it starts, whatever BNB_CORE_FORCE is."""
+    monkeypatch.delenv("BNB_CORE_FORCE", raising=False)
+    with ops_registry.force():
+        yield
+
+
 def pytest_report_header() -> list[str]:
     rows = [f"{record.name} {record.status}" for record in ops_registry.backends()]
     return [f"bnb_core {bnb_core.__version__} on {DEVICE}, level {LEVEL}; backends: {', '.join(rows)}"]

@@ -84,6 +84,7 @@ def test_check_succeeds_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == "SUCCESS"
 
 
+@pytest.mark.usefixtures("nothing_forced")
 def test_check_finds_a_wrong_kernel(capsys: pytest.CaptureFixture[str]) -> None:
     def lazy(*args: object, **options: object) -> None:
         """Leaves the parameter as it is."""
@@ -105,6 +106,7 @@ def test_check_reports_a_device_that_fails() -> None:
     assert all("no data" in failure or "not quantized yet" in failure for failure in failures)
 
 
+@pytest.mark.usefixtures("nothing_forced")
 @pytest.mark.parametrize(("op", "trial"), [("gemm_4bit", "Linear4bit (nf4)"), ("int8_linear", "Linear8bitLt")])
 def test_check_finds_a_wrong_layer(op: str, trial: str) -> None:
     original = ops_registry.kernels_for(op, "cpu")[-1]
@@ -253,7 +255,8 @@ def test_ctrl_c_leaves_no_half_output_and_the_next_run_finishes(tmp_path: Path) 
     source, out = save_model(tmp_path / "model", layers=16, rows=2048), tmp_path / "out"
     arguments = ["quantize", str(source), "--to", "nf4", "-o", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "bnb_core", *arguments],
+        # Last in line for the processor, so that it is still at work when this process sees the file.
+        ["nice", "-n", "19", sys.executable, "-m", "bnb_core", *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

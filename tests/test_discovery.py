@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("nothing_forced")
+
 TOY = '''"""A toy backend."""
 import torch
 from bnb_core.ops_registry import BackendUnavailable, Kernel

@@ -20,6 +20,8 @@ import bnb_core
 from bnb_core import ops_registry
 from bnb_core.ops_registry import Kernel, Tolerance, dispatch
 
+pytestmark = pytest.mark.usefixtures("nothing_forced")
+
 OP = "int8_vectorwise_dequant"
 A = torch.ones(2, 4, dtype=torch.int8)
 STATS = torch.ones(2)

@@ -48,7 +48,8 @@ print(torch.cuda.is_initialized())
 
 
 def test_import_is_fast() -> None:
-    code = "import time, torch; start = time.perf_counter(); import bnb_core; print(time.perf_counter() - start)"
+    # The processor's time, not the clock's: the machine may have other work.
+    code = "import time, torch; start = time.process_time(); import bnb_core; print(time.process_time() - start)"
     seconds = [float(python("-c", code).stdout) for _ in range(3)]
     assert min(seconds) < 0.3, seconds
 

@@ -129,6 +129,7 @@ def test_a_wheel_from_the_sdist_is_the_same(sdist: Path, wheel: Path) -> None:
     assert sorted(contents(build_wheel(sdist, sdist.parents[1] / "wheel_of_sdist"))) == sorted(contents(wheel))
 
 
+@pytest.mark.usefixtures("nothing_forced")
 def test_without_native_kernels_the_wheel_is_pure_and_the_cpu_backend_says_why(
     tree: Path, wheel: Path, tmp_path: Path
 ) -> None:
