@@ -97,14 +97,15 @@ def changer(good: dict[str, Any]) -> Callable[..., tuple[Any, ...]]:
 
 
 def fresh(args: Sequence[Any]) -> tuple[Any, ...]:
-    """A copy of arguments with tensors of their own memory and the same strides."""
+    """A copy of arguments with tensors of their own memory, of the same strides and as far behind its beginning."""
     return tuple(_copy(value) for value in args)
 
 
 def _copy(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-        return copy.copy_(value)
+        span = 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+        memory = value.new_empty(value.storage_offset() + (span if value.numel() else 0))
+        return memory.as_strided(value.shape, value.stride(), value.storage_offset()).copy_(value)
     if isinstance(value, (list, tuple)):
         return type(value)(_copy(item) for item in value)
     return value
