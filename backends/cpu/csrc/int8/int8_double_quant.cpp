@@ -93,7 +93,7 @@ void quantize(const T* A, std::int64_t rows, std::int64_t K, double threshold, s
             row_absmax[row] = absmax;
             if (absmax > 0) {
                 with_code(absmax, limit, [&](const auto& code) { encode(x, K, code, q_row + row * K); });
-            } else {
+            } else if (K > 0) {  // memset may not be told of no memory
                 std::memset(q_row + row * K, 0, static_cast<std::size_t>(K));
             }
             encode_by_column(x, K, inverse, q_col + row * K);

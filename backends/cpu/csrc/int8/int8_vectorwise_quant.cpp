@@ -24,7 +24,7 @@ void quantize_row(const T* x, std::int64_t K, double threshold, std::int8_t* q, 
     *absmax = absmax_of(largest);
     if (*absmax > 0) {
         with_code(*absmax, limit, [&](const auto& code) { encode(x, K, code, q); });
-    } else {
+    } else if (K > 0) {  // memset may not be told of no memory
         std::memset(q, 0, static_cast<std::size_t>(K));
     }
 }

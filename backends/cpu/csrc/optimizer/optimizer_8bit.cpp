@@ -55,6 +55,7 @@ void update(const Update<Rule>& rule, const Coding& coding, const Parameter& par
 
 // Leaves the sum of a parameter's blocks in the place of the first one.
 void total(const Parameter& parameter, Found* blocks) {
+    if (parameter.n == 0) return;
     Found& sum = blocks[parameter.first_block];
     for (std::int64_t i = 1; i < blocks_of(parameter); ++i) {
         const Found& found = blocks[parameter.first_block + i];
