@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .levels import at_each_level
-from .memory import NAMES, Target
+from .memory import NAMES, filled, new_like, writable
 
 
 class Blockwise:
@@ -21,10 +21,12 @@ class Blockwise:
         self, A: Tensor, code: Tensor, blocksize: int, out: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Codes (uint8, the shape of A) and absmax (fp32, one per block)."""
-        out_q, out_absmax = (None, None) if out is None else out
         n = A.numel()
-        q = Target(out_q, A, A.shape, torch.uint8, A, code)
-        absmax = Target(out_absmax, A, (-(-n // blocksize),), torch.float32, A, code)
+        if out is None:
+            q = new_like(A, torch.uint8)
+            absmax = A.new_empty(-(-n // blocksize), dtype=torch.float32)
+        else:
+            q, absmax = (writable(tensor, A, code) for tensor in out)
         A, code = A.contiguous(), code.contiguous()
         self._native.quantize_blockwise(
             A.data_ptr(),
@@ -33,17 +35,17 @@ class Blockwise:
             code.numel(),
             blocksize,
             n,
-            q.memory.data_ptr(),
-            absmax.memory.data_ptr(),
+            q.data_ptr(),
+            absmax.data_ptr(),
             torch.get_num_threads(),
         )
-        return q.done(), absmax.done()
+        return (q, absmax) if out is None else (filled(out[0], q), filled(out[1], absmax))
 
     def dequantize_blockwise(
         self, A: Tensor, absmax: Tensor, code: Tensor, blocksize: int, dtype: torch.dtype, out: Tensor | None = None
     ) -> Tensor:
         """`code[A] * absmax` of each block: one fp32 product, rounded once to `dtype`."""
-        target = Target(out, A, A.shape, dtype, A, absmax, code)
+        result = new_like(A, dtype) if out is None else writable(out, A, absmax, code)
         A, absmax, code = A.contiguous(), absmax.contiguous(), code.contiguous()
         self._native.dequantize_blockwise(
             A.data_ptr(),
@@ -53,10 +55,10 @@ class Blockwise:
             blocksize,
             A.numel(),
             NAMES[dtype],
-            target.memory.data_ptr(),
+            result.data_ptr(),
             torch.get_num_threads(),
         )
-        return target.done()
+        return result if out is None else filled(out, result)
 
 
 kernels = at_each_level(Blockwise)

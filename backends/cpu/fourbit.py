@@ -12,7 +12,7 @@ from torch import Tensor
 from bnb_core.ops_registry.checks import ceil_div
 
 from .levels import at_each_level
-from .memory import NAMES, Target, address
+from .memory import NAMES, address, contiguous, filled, new_tensor, writable
 
 
 class FourBit:
@@ -27,10 +27,8 @@ class FourBit:
         """Codes of `A * (1 / absmax)`, two to a byte, and the absmax of each block."""
         A, n = A.contiguous(), A.numel()
         units = ceil_div(ceil_div(n, 2), quant_storage.itemsize)
-        packed, absmax = (
-            A.new_empty((units, 1), dtype=quant_storage),
-            A.new_empty(ceil_div(n, blocksize), dtype=torch.float32),
-        )
+        packed = A.new_empty(units, 1, dtype=quant_storage)
+        absmax = A.new_empty(ceil_div(n, blocksize), dtype=torch.float32)
         self._native.quantize_4bit(
             A.data_ptr(),
             NAMES[A.dtype],
@@ -55,7 +53,7 @@ class FourBit:
         out: Tensor | None = None,
     ) -> Tensor:
         """The value of each code times the absmax of its block: one fp32 product, rounded once to `dtype`."""
-        target = Target(out, A, shape, dtype, A, absmax)
+        result = new_tensor(A, *shape, dtype=dtype) if out is None else writable(out, A, absmax)
         A, absmax = A.contiguous(), absmax.contiguous()
         self._native.dequantize_4bit(
             A.data_ptr(),
@@ -64,10 +62,10 @@ class FourBit:
             quant_type,
             math.prod(shape),
             NAMES[dtype],
-            target.memory.data_ptr(),
+            result.data_ptr(),
             torch.get_num_threads(),
         )
-        return target.done()
+        return result if out is None else filled(out, result)
 
     def gemm_4bit(
         self,
@@ -86,11 +84,12 @@ class FourBit:
         """A [..., K] times the transpose of the weight [N, K], plus bias; summed in fp32, rounded once to A's dtype."""
         N, K = shapeB
         rows = A.shape[:-1]
-        nested = (absmax_8bit, absmax_code, absmax_offset)
-        inputs = [tensor for tensor in (A, B, absmax, bias, *nested) if tensor is not None]
-        target = Target(out, A, (*rows, N), A.dtype, *inputs)
+        if out is None:
+            result = A.new_empty(*rows, N)
+        else:
+            result = writable(out, A, B, absmax, bias, absmax_8bit, absmax_code, absmax_offset)
         A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
-        bias, absmax_8bit, absmax_code = _contiguous(bias), _contiguous(absmax_8bit), _contiguous(absmax_code)
+        bias, absmax_8bit, absmax_code = contiguous(bias), contiguous(absmax_8bit), contiguous(absmax_code)
         self._native.gemm_4bit(
             A.data_ptr(),
             NAMES[A.dtype],
@@ -107,10 +106,10 @@ class FourBit:
             quant_type,
             address(bias),
             "float32" if bias is None else NAMES[bias.dtype],
-            target.memory.data_ptr(),
+            result.data_ptr(),
             torch.get_num_threads(),
         )
-        return target.done()
+        return result if out is None else filled(out, result)
 
     def embedding_4bit(
         self,
@@ -157,10 +156,6 @@ class FourBit:
                 f"expected 0 to {rows - 1} for shapeB {tuple(shapeB)}"
             )
         return out
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
 
 
 kernels = at_each_level(FourBit)

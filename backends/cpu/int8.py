@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .levels import at_each_level
-from .memory import NAMES, Target, address, new_tensor
+from .memory import NAMES, address, contiguous, filled, new_like, writable
 
 
 class Int8:
@@ -31,7 +31,7 @@ class Int8:
 
     def _quantize(self, A: Tensor, threshold: float, outliers: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = math.prod(A.shape[:-1])
-        q, absmax = new_tensor(A, A.shape, torch.int8), A.new_empty(rows, dtype=torch.float32)
+        q, absmax = new_like(A, torch.int8), A.new_empty(rows, dtype=torch.float32)
         A = A.contiguous()
         self._native.int8_vectorwise_quant(
             A.data_ptr(),
@@ -48,7 +48,7 @@ class Int8:
 
     def int8_vectorwise_dequant(self, A: Tensor, stats: Tensor) -> Tensor:
         """`A * stats / 127` of each row, in fp32."""
-        result = new_tensor(A, A.shape, torch.float32)
+        result = new_like(A, torch.float32)
         A, stats = A.contiguous(), stats.contiguous()
         self._native.int8_vectorwise_dequant(
             A.data_ptr(),
@@ -65,7 +65,7 @@ class Int8:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """Codes by row, codes by column, absmax of the rows, absmax of the columns, outlier columns."""
         rows, K = math.prod(A.shape[:-1]), A.shape[-1]
-        by_row, by_column = (new_tensor(A, A.shape, torch.int8) for _ in range(2))
+        by_row, by_column = (new_like(A, torch.int8) for _ in range(2))
         row_absmax, col_absmax = (A.new_empty(n, dtype=torch.float32) for n in (rows, K))
         outliers = A.new_zeros(K, dtype=torch.bool) if threshold > 0 else None
         A = A.contiguous()
@@ -87,17 +87,17 @@ class Int8:
 
     def int8_mm(self, A: Tensor, B: Tensor, out: Tensor | None = None) -> Tensor:
         """A times the transpose of B, exact in int32."""
-        target = Target(out, A, (*A.shape[:-1], B.shape[0]), torch.int32, A, B)
+        result = A.new_empty(*A.shape[:-1], B.shape[0], dtype=torch.int32) if out is None else writable(out, A, B)
         A, B = A.contiguous(), B.contiguous()
         self._native.int8_mm(
             A.data_ptr(),
             B.data_ptr(),
             math.prod(A.shape[:-1]),
             *B.shape,
-            target.memory.data_ptr(),
+            result.data_ptr(),
             torch.get_num_threads(),
         )
-        return target.done()
+        return result if out is None else filled(out, result)
 
     def int8_mm_dequant(
         self,
@@ -108,8 +108,8 @@ class Int8:
         bias: Tensor | None = None,
     ) -> Tensor:
         """`A * row_stats * (col_stats * 6.200124e-5) + bias` in fp32, rounded once to `dtype` (None: fp16)."""
-        result = new_tensor(A, A.shape, dtype or torch.float16)
-        A, row_stats, col_stats, bias = A.contiguous(), row_stats.contiguous(), col_stats.contiguous(), _dense(bias)
+        result = new_like(A, dtype or torch.float16)
+        A, row_stats, col_stats, bias = A.contiguous(), row_stats.contiguous(), col_stats.contiguous(), contiguous(bias)
         self._native.int8_mm_dequant(
             A.data_ptr(),
             row_stats.data_ptr(),
@@ -163,8 +163,8 @@ class Int8:
         outliers: Tensor | None,
         columns: Tensor | None,
     ) -> Tensor:
-        result = A.new_empty((*A.shape[:-1], B.shape[0]), dtype=dtype)
-        A, B, bias = A.contiguous(), B.contiguous(), _dense(bias)
+        result = A.new_empty(*A.shape[:-1], B.shape[0], dtype=dtype)
+        A, B, bias = A.contiguous(), B.contiguous(), contiguous(bias)
         row_stats, col_stats = row_stats.contiguous(), col_stats.contiguous()
         self._native.int8_scaled_mm(
             A.data_ptr(),
@@ -187,8 +187,8 @@ class Int8:
         self, A: Tensor, CB: Tensor, SCB: Tensor, bias: Tensor | None = None, threshold: float = 0.0
     ) -> Tensor:
         """A linear layer with the int8 weight CB: quantize A, multiply, add outliers and bias, round once."""
-        result = A.new_empty((*A.shape[:-1], CB.shape[0]))
-        A, CB, SCB, bias = A.contiguous(), CB.contiguous(), SCB.contiguous(), _dense(bias)
+        result = A.new_empty(*A.shape[:-1], CB.shape[0])
+        A, CB, SCB, bias = A.contiguous(), CB.contiguous(), SCB.contiguous(), contiguous(bias)
         self._native.int8_linear(
             A.data_ptr(),
             NAMES[A.dtype],
@@ -202,10 +202,6 @@ class Int8:
             torch.get_num_threads(),
         )
         return result
-
-
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
 
 
 def _optional(tensor: Tensor | None) -> tuple[int, str]:

@@ -40,6 +40,11 @@ class QuantizedLayer(torch.nn.Module):
 
     weight: QuantizedParameter
 
+    def _operand(self, name: str) -> Any:
+        # The attribute of that name. `nn.Module.__getattr__` takes 0.8 µs to look among the parameters last.
+        parameters = self._parameters
+        return parameters[name] if name in parameters else getattr(self, name)
+
     def _quantized_parameter(self) -> QuantizedParameter | None:
         # Code outside may have assigned a parameter of another class, which is treated as in any module.
         weight = self._parameters.get("weight")

@@ -57,14 +57,13 @@ class Linear4bit(QuantizedLayer, torch.nn.Linear):
         return getattr(self.weight, "quant_state", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A module looks up its parameters at 0.8 µs, and a cast that changes nothing takes 1.3: neither twice.
-        weight, compute_dtype = self.weight, self.compute_dtype
+        weight, bias, compute_dtype = self._operand("weight"), self._operand("bias"), self.compute_dtype
         state = getattr(weight, "quant_state", None)
         if state is None:
             raise not_quantized(weight, Params4bit)
-        if compute_dtype is None:
-            return matmul_4bit(x, weight, state, bias=self.bias)
-        return matmul_4bit(x.to(compute_dtype), weight, state, bias=self.bias).to(x.dtype)
+        if compute_dtype is None:  # a cast that changes nothing takes 1.3 µs
+            return matmul_4bit(x, weight, state, None, bias)
+        return matmul_4bit(x.to(compute_dtype), weight, state, None, bias).to(x.dtype)
 
 
 class _LinearOfType(Linear4bit):

@@ -53,10 +53,10 @@ class Linear8bitLt(QuantizedLayer, torch.nn.Linear):
         return MatmulLtState(CB, SCB, self.threshold, self.has_fp16_weights)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self._operand("weight"), self._operand("bias")
         if self.has_fp16_weights:
-            return int8_linear_of_weight(x, self.weight, self.bias, self.threshold)
-        weight = self.weight
+            return int8_linear_of_weight(x, weight, bias, self.threshold)
         scales = getattr(weight, "SCB", None)
         if scales is None:
             raise not_quantized(weight, Int8Params)
-        return int8_linear(x, weight, scales, self.bias, self.threshold)
+        return int8_linear(x, weight, scales, bias, self.threshold)
