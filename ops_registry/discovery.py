@@ -50,7 +50,8 @@ def backends() -> tuple[BackendRecord, ...]:
 def load(name: str, source: str, find_module: Callable[[], ModuleType]) -> BackendRecord:
     """Imports one backend, registers its rows, and records what came of it.
 
-    A backend module has `API_VERSION`, `is_available()` and `KERNELS`. Whatever it raises becomes the record's reason.
+    A backend module has `API_VERSION`, `is_available()` and `KERNELS`, and may have a `shortcut` (see `dispatch`).
+    Whatever it raises becomes the record's reason.
     """
     try:
         module = find_module()
@@ -65,7 +66,7 @@ def load(name: str, source: str, find_module: Callable[[], ModuleType]) -> Backe
         if not module.is_available():
             raise BackendUnavailable("is_available() returned False")
         kernels = tuple(replace(kernel, backend=module.__name__) for kernel in module.KERNELS)
-        register_kernels(kernels)
+        register_kernels(kernels, getattr(module, "shortcut", None))
         record = BackendRecord(name, source, "loaded", kernels=kernels)
     except BackendUnavailable as error:
         record = BackendRecord(name, source, "unavailable", str(error))

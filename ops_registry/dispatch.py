@@ -30,6 +30,15 @@ _unseen_by_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 remembered: dict[tuple[str, str], dict[tuple[Any, ...], Choice]] = {}
 MOST_SIGNATURES = 1024
 
+# What all calls of a signature run until the epoch (`settings.epoch`) changes: the counts to add each of them to, and
+# the name of the kernel, its key there.
+Settled = tuple[dict[str, int], str]
+
+# What a backend may put before the Python of this module: `shortcut(op, call, settled)` returns what torch is to call
+# in the place of `call`. It may answer the calls of a signature of which `settled(*args)` knows; all others are for
+# `call`, which checks.
+Shortcut = Callable[[str, Callable[..., Any], Callable[..., "Settled | None"]], Callable[..., Any]]
+
 _library = torch.library.Library(NAMESPACE, "DEF")
 _implemented: set[tuple[str, str]] = set()
 
@@ -45,8 +54,10 @@ def define_all() -> None:
             torch.library.register_fake(f"{NAMESPACE}::{op.name}.out", op.check_out, lib=_library)
 
 
-def register_kernels(kernels: Sequence[Kernel]) -> None:
+def register_kernels(kernels: Sequence[Kernel], shortcut: Shortcut | None = None) -> None:
     """Adds rows to the kernel table, all or none, and implements their (operator, device) where that is new.
+
+    shortcut: see `Shortcut`; of the first backend that has rows for an (operator, device).
 
     Raises ValueError as `add_row` does, RuntimeError for a device type that torch does not know.
     """
@@ -55,7 +66,7 @@ def register_kernels(kernels: Sequence[Kernel]) -> None:
         for kernel in kernels:
             add_row(kernel)
             added.append(kernel)
-            _implement(OPS[kernel.op], kernel.device)
+            _implement(OPS[kernel.op], kernel.device, shortcut)
     except Exception:
         for kernel in added:
             remove_row(kernel)
@@ -70,85 +81,84 @@ def unregister_kernel(kernel: Kernel) -> None:
     new_epoch()
 
 
-def _implement(op: Op, device: str) -> None:
+def _implement(op: Op, device: str, shortcut: Shortcut | None) -> None:
     if (op.name, device) in _implemented:
         return
     key = "CompositeExplicitAutograd" if device == ANY_DEVICE else torch._C._dispatch_key_for_device(device)
-    _library.impl(op.name, _entry(op, device), key)
+    call, settled = _entry(op, device, op.name, op.parsed, op.check, op.mutated, _run)
+    _library.impl(op.name, call if shortcut is None else shortcut(op.name, call, settled), key)
     if op.out:
-        _library.impl(f"{op.name}.out", _out_entry(op, device), key)
+        outs = tuple(range(len(op.parameters), len(op.parameters) + len(op.out)))
+        name = f"{op.name}.out"
+        call, _ = _entry(op, device, name, op.parsed_out, op.check_out, outs, _run_with_out)
+        _library.impl(name, call, key)
     _implemented.add((op.name, device))
 
 
-def _entry(op: Op, device: str) -> Callable[..., Any]:
-    count, defaults, mutated = len(op.parameters), op.defaults, op.mutated
-    choose = _chooser(op, device, op.name, op.parsed, op.check)
-
-    def call(*args: Any) -> Any:
-        if len(args) < count:
-            args = (*args, *defaults[len(args) :])
-        choice, recorded = choose(args)
-        kernel = choice.always or choice.plan.ask(choice, args)
-        choice.plan.calls[kernel.name] += 1
-        if recorded or mutated or kernel.is_reference:
-            with _unseen_by_autograd():
-                result = kernel.function(*args)
-        else:
-            result = kernel.function(*args)
-        if mutated:
-            _mark_written([args[i] for i in mutated])
-        return result
-
-    return _hidden_from_dynamo(call)
+def _run(op: Op, kernel: Kernel, args: tuple[Any, ...]) -> Any:
+    return kernel.function(*args)
 
 
-def _out_entry(op: Op, device: str) -> Callable[..., None]:
-    count = len(op.parameters)
-    choose = _chooser(op, device, f"{op.name}.out", op.parsed_out, op.check_out)
-
-    def call(*args: Any) -> None:
-        choice, _ = choose(args)
-        args, outs = args[:count], args[count:]
-        kernel = choice.always or choice.plan.ask(choice, args)
-        choice.plan.calls[kernel.name] += 1
-        with _unseen_by_autograd():
-            kernel.function(*args, out=outs[0] if len(outs) == 1 else outs)
-        _mark_written(outs)
-
-    return _hidden_from_dynamo(call)
+def _run_with_out(op: Op, kernel: Kernel, args: tuple[Any, ...]) -> None:
+    args, outs = args[: len(op.parameters)], args[len(op.parameters) :]
+    kernel.function(*args, out=outs[0] if len(outs) == 1 else outs)
 
 
-def _chooser(
-    op: Op, device: str, name: str, schema: torch._C.FunctionSchema, check: Callable[..., None]
-) -> Callable[[tuple[Any, ...]], tuple[Choice, bool]]:
-    """The function that checks the arguments of a call; it returns the choice of kernels, and if autograd would record.
+def _entry(
+    op: Op,
+    device: str,
+    name: str,
+    schema: torch._C.FunctionSchema,
+    check: Callable[..., None],
+    written: tuple[int, ...],
+    run: Callable[[Op, Kernel, tuple[Any, ...]], Any],
+) -> tuple[Callable[..., Any], Callable[..., Settled | None]]:
+    """What torch calls for the operator, or its `.out` form, on a device, and what a `Shortcut` asks.
 
-    Arguments whose signature has passed before, in this epoch, are known by it alone.
+    It writes to the arguments at `written`.
     """
+    count, defaults = len(schema.arguments), op.defaults
     signature = signature_of(schema.arguments)
     # A signature of lists holds that of each of their tensors.
     most = MOST_SIGNATURES // 16 if any("List[Tensor]" in str(a.type) for a in schema.arguments) else MOST_SIGNATURES
     known = remembered.setdefault((name, device), {})
 
-    def choose(args: tuple[Any, ...]) -> tuple[Choice, bool]:
+    # One function, whose way through a call that is remembered has no other call than the kernel's: each takes 0.2 µs.
+    def call(*args: Any) -> Any:
+        if len(args) < count:
+            args = (*args, *defaults[len(args) :])
         key = signature(*args)
         try:
             choice = known.get(key)
         except TypeError:  # a symbolic size
-            return first(args), key[0]
-        if choice is None or choice.epoch != settings.epoch:
-            choice = first(args)
-            if len(known) >= most:
-                known.clear()
-            known[key] = choice
-        return choice, key[0]
+            choice = choose(args)
+        else:
+            if choice is None or choice.epoch != settings.epoch:
+                choice = choose(args)
+                if len(known) >= most:
+                    known.clear()
+                known[key] = choice
+        kernel = choice.always or choice.plan.ask(choice, args[: len(op.parameters)])
+        choice.plan.calls[kernel.name] += 1
+        if not (key[0] or written or kernel.is_reference):
+            return kernel.function(*args)
+        with _unseen_by_autograd():
+            result = run(op, kernel, args)
+        _mark_written([args[i] for i in written])
+        return result
 
-    def first(args: tuple[Any, ...]) -> Choice:
+    def choose(args: tuple[Any, ...]) -> Choice:
         check(*args)
         args = args[: len(op.parameters)]
         return plan_of(op, args[op.device_position].device.type if device == ANY_DEVICE else device).choose(args)
 
-    return choose
+    def settled(*args: Any) -> Settled | None:
+        choice = known.get(signature(*args, *defaults[len(args) :]))
+        if choice is None or choice.always is None or choice.epoch != settings.epoch:
+            return None
+        return choice.plan.calls, choice.always.name
+
+    return _hidden_from_dynamo(call), _hidden_from_dynamo(settled)
 
 
 def _hidden_from_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:

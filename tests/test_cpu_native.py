@@ -101,3 +101,16 @@ def test_a_large_result_is_asked_for_on_large_pages(megabytes: int) -> None:
         elif line.startswith("VmFlags:"):
             flags[inside] = line.split()
     assert ("hg" in flags[True]) == (megabytes >= 32)
+
+
+def test_a_native_function_refuses_other_arguments(level: str) -> None:
+    function = getattr(_native, level).int8_vectorwise_dequant
+    for args, error, message in [
+        ((0, 0, 0), TypeError, r"int8_vectorwise_dequant\(\) takes 6 arguments, 3 were given"),
+        ((0, 0, "0", 0, 0, 1), TypeError, "int"),
+        ((0, 0, 2**70, 0, 0, 1), OverflowError, "int"),
+        ((0, 0, 0, 0, 0, 2**40), OverflowError, "too large"),
+        ((-1, 0, 0, 0, 0, 1), OverflowError, "int"),
+    ]:
+        with pytest.raises(error, match=message):
+            function(*args)

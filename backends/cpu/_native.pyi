@@ -1,6 +1,15 @@
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 LEVELS: dict[str, str]
 
 def __getattr__(level: str) -> ModuleType: ...
 def threading() -> str: ...
+def replay(
+    entry: Callable[..., Any],
+    settled: Callable[..., Any],
+    settings: object,
+    torch: ModuleType,
+    empty: Callable[..., Any],
+) -> Callable[..., Any]: ...

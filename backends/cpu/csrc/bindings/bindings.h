@@ -10,12 +10,10 @@
 #include <string_view>
 
 #include "../kernels.h"
-
-namespace py = pybind11;
+#include "function.h"
 
 namespace bnb_core {
 
-using Address = std::uintptr_t;
 using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 
 template <class T>
@@ -35,5 +33,6 @@ void bind_fourbit(py::module_& m, const Kernels& kernels);
 void bind_int8(py::module_& m, const Kernels& kernels);
 void bind_optimizer(py::module_& m, const Kernels& kernels);
 void bind_statistics(py::module_& m, const Kernels& kernels);
+void bind_replay(py::module_& m);
 
 }  // namespace bnb_core

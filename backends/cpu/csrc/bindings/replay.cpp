@@ -1,0 +1,219 @@
+// Calls of an operator with a signature seen before, without a line of Python: the outputs are allocated as they were,
+// and the one kernel call that was made then is made again with the addresses of now.
+#include <array>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "bindings.h"
+#include "signature.h"
+
+namespace bnb_core {
+namespace {
+
+constexpr std::size_t kMost = 16;  // arguments, outputs, and addresses of a call
+constexpr std::size_t kMostSignatures = 1024;
+
+using Addresses = std::array<Address, kMost>;
+
+py::object checked(PyObject* result) {
+    if (result == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+}
+
+template <class... T>
+py::object call(const py::object& function, const T&... args) {
+    const std::array<PyObject*, sizeof...(T)> pointers = {args.ptr()...};
+    return checked(PyObject_Vectorcall(function.ptr(), pointers.data(), pointers.size(), nullptr));
+}
+
+// How to make a call of one signature again.
+struct Known {
+    // Where an address comes from: an argument, an output, or nowhere (it is 0).
+    struct Source {
+        enum { argument, output, none } kind;
+        std::size_t index;
+    };
+    struct Output {
+        py::object size, stride, dtype;  // none for an output that is None
+    };
+
+    long long epoch;
+    py::object calls, kernel;  // the count of calls stands at calls[kernel]
+    std::unique_ptr<RecordedCall> call;
+    std::vector<Source> sources;
+    std::vector<Output> outputs;
+    bool single;
+};
+
+// What stands before the entry of an operator.
+class Replay {
+  public:
+    // entry: the operator, in Python. settled(*args): the counts and the name of the kernel that runs for all calls of
+    // this signature while the epoch, an attribute of settings, is the same; None where there is no such kernel.
+    Replay(Reader reader, py::object entry, py::object settled, py::object settings, py::object num_threads,
+           py::object empty)
+        : reader_(std::move(reader)),
+          entry_(std::move(entry)),
+          settled_(std::move(settled)),
+          settings_(std::move(settings)),
+          num_threads_(std::move(num_threads)),
+          empty_(std::move(empty)) {}
+
+    py::object operator()(PyObject* const* args, Py_ssize_t count) {
+        std::string signature;
+        Addresses places{};
+        if (!read(args, count, signature, places)) return slow(args, count);
+        const long long epoch = this->epoch();
+        const std::shared_ptr<const Known> known = find(signature);
+        if (known != nullptr && known->epoch == epoch) return repeat(*known, places);
+        Recorder recorder;
+        py::object result = slow(args, count);
+        if (recorder.count == 1 && recorder.last != nullptr) {
+            auto fresh = learn(args, count, places, std::move(recorder.last), result, epoch);
+            if (fresh != nullptr) remember(signature, std::move(fresh));
+        }
+        return result;
+    }
+
+  private:
+    bool read(PyObject* const* args, Py_ssize_t count, std::string& signature, Addresses& places) const {
+        if (static_cast<std::size_t>(count) > kMost) return false;
+        signature.reserve(256);
+        for (Py_ssize_t i = 0; i < count; ++i) {
+            if (!reader_.argument(args[i], signature, places[static_cast<std::size_t>(i)])) return false;
+        }
+        return true;
+    }
+
+    py::object slow(PyObject* const* args, Py_ssize_t count) const {
+        return checked(PyObject_Vectorcall(entry_.ptr(), args, static_cast<std::size_t>(count), nullptr));
+    }
+
+    long long epoch() const {
+        return PyLong_AsLongLong(checked(PyObject_GetAttr(settings_.ptr(), name_of_epoch_.ptr())).ptr());
+    }
+
+    std::shared_ptr<const Known> find(const std::string& signature) const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = known_.find(signature);
+        return found == known_.end() ? nullptr : found->second;
+    }
+
+    void remember(const std::string& signature, std::shared_ptr<const Known> known) {
+        std::unordered_map<std::string, std::shared_ptr<const Known>> dropped;  // destroyed without the lock
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (known_.size() >= kMostSignatures) known_.swap(dropped);
+        std::swap(known_[signature], known);
+    }
+
+    py::object repeat(const Known& known, const Addresses& places) const {
+        count_call(known);
+        std::array<py::object, kMost> outputs;
+        Addresses made{}, addresses{};
+        for (std::size_t i = 0; i < known.outputs.size(); ++i) {
+            const Known::Output& output = known.outputs[i];
+            outputs[i] = output.size ? call(empty_, output.size, output.stride, output.dtype) : py::none();
+            dlpack::Tensor tensor{};
+            if (output.size && !reader_.tensor(outputs[i].ptr(), tensor)) throw std::runtime_error("not a tensor");
+            made[i] = address(tensor);
+        }
+        for (std::size_t i = 0; i < known.sources.size(); ++i) {
+            const Known::Source source = known.sources[i];
+            if (source.kind == Known::Source::argument) addresses[i] = places[source.index];
+            if (source.kind == Known::Source::output) addresses[i] = made[source.index];
+        }
+        known.call->repeat(addresses.data(), call(num_threads_).cast<int>());
+        if (known.single) return outputs[0];
+        py::tuple result(known.outputs.size());
+        for (std::size_t i = 0; i < result.size(); ++i) result[i] = std::move(outputs[i]);
+        return std::move(result);
+    }
+
+    static void count_call(const Known& known) {
+        PyObject* calls = PyDict_GetItemWithError(known.calls.ptr(), known.kernel.ptr());
+        const long long before = calls == nullptr ? 0 : PyLong_AsLongLong(calls);
+        if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+        const py::object after = checked(PyLong_FromLongLong(before + 1));
+        if (PyDict_SetItem(known.calls.ptr(), known.kernel.ptr(), after.ptr()) != 0) throw py::error_already_set();
+    }
+
+    // None where the call cannot be repeated: an address in it is that of no argument and no output, or of two, or an
+    // output is not written by it.
+    std::shared_ptr<const Known> learn(PyObject* const* args, Py_ssize_t count, const Addresses& places,
+                                       std::unique_ptr<RecordedCall> recorded, const py::object& result,
+                                       long long epoch) const {
+        const py::object settled =
+            checked(PyObject_Vectorcall(settled_.ptr(), args, static_cast<std::size_t>(count), nullptr));
+        if (settled.is_none()) return nullptr;
+        auto known = std::make_shared<Known>();
+        known->epoch = epoch;
+        std::tie(known->calls, known->kernel) = settled.cast<std::tuple<py::object, py::object>>();
+        known->single = reader_.is_tensor(result.ptr());
+        std::unordered_map<Address, Known::Source> sources;
+        for (std::size_t i = 0; i < places.size(); ++i) {
+            const Known::Source source{Known::Source::argument, i};
+            if (places[i] != 0 && !sources.insert({places[i], source}).second) return nullptr;
+        }
+        if (!known->single && PyTuple_Check(result.ptr()) == 0) return nullptr;
+        const auto outputs = known->single ? py::make_tuple(result) : py::reinterpret_borrow<py::tuple>(result);
+        if (outputs.size() > kMost || recorded->addresses().size() > kMost) return nullptr;
+        std::size_t unwritten = 0;
+        for (const py::handle output : outputs) {
+            const Known::Source source{Known::Source::output, known->outputs.size()};
+            known->outputs.emplace_back();
+            if (output.is_none()) continue;
+            dlpack::Tensor tensor{};
+            if (!reader_.tensor(output.ptr(), tensor) || tensor.device_type != dlpack::kCpu || !contiguous(tensor)) {
+                return nullptr;
+            }
+            if (address(tensor) != 0) {
+                if (!sources.insert({address(tensor), source}).second) return nullptr;
+                ++unwritten;
+            }
+            // The allocator takes exactly tuples, which a torch.Size is not.
+            known->outputs.back() = {py::tuple(py::list(output.attr("shape"))), output.attr("stride")(),
+                                     output.attr("dtype")};
+        }
+        for (const Address place : recorded->addresses()) {
+            Known::Source source{Known::Source::none, 0};
+            if (place != 0) {
+                const auto found = sources.find(place);
+                if (found == sources.end()) return nullptr;
+                source = found->second;
+            }
+            if (source.kind == Known::Source::output) --unwritten;
+            known->sources.push_back(source);
+        }
+        if (unwritten != 0) return nullptr;
+        known->call = std::move(recorded);
+        return known;
+    }
+
+    Reader reader_;
+    py::object entry_, settled_, settings_, num_threads_, empty_;
+    py::object name_of_epoch_ = checked(PyUnicode_InternFromString("epoch"));
+    mutable std::mutex mutex_;
+    std::unordered_map<std::string, std::shared_ptr<const Known>> known_;
+};
+
+}  // namespace
+
+void bind_replay(py::module_& m) {
+    m.def(
+        "replay",
+        [](py::object entry, py::object settled, py::object settings, const py::object& torch,
+           py::object empty) -> py::object {
+            Reader reader(torch);
+            if (!reader.available()) return entry;
+            return function("replay", std::make_unique<Replay>(std::move(reader), std::move(entry), std::move(settled),
+                                                               std::move(settings), torch.attr("get_num_threads"),
+                                                               std::move(empty)));
+        },
+        py::arg("entry"), py::arg("settled"), py::arg("settings"), py::arg("torch"), py::arg("empty"),
+        "What stands before the entry of an operator; the entry itself where torch is too old for it.");
+}
+
+}  // namespace bnb_core
