@@ -159,18 +159,19 @@ def fp8_values(signed: bool = True, exponent_bits: int = 5, precision_bits: int 
     return _rounded(*(v / largest for v in sorted(values)))
 
 
-_tables: dict[tuple[Values, torch.device], torch.Tensor] = {}
+# By the identity of their values, which they keep alive, and device.
+_tables: dict[tuple[int, torch.device], tuple[Values, torch.Tensor]] = {}
 
 
 def as_table(values: Values, device: torch.device | str = "cpu") -> torch.Tensor:
     """`values` as a fp32 tensor on `device`, cached: no caller may write to it."""
-    key = (values, torch.device(device))
+    key = (id(values), torch.device(device))  # a tuple of 256 numbers is hashed in 10 µs
     if key in _tables and not _is_traced(torch.empty(0, device="cpu")):
-        return _tables[key]
+        return _tables[key][1]
     with torch.inference_mode(False):  # an inference tensor could never be saved for a backward
         table = torch.tensor(values, dtype=torch.float32, device=key[1])
     if not _is_traced(table):
-        _tables[key] = table
+        _tables[key] = values, table
     return table
 
 
