@@ -156,18 +156,18 @@ def test_threads_are_those_of_now() -> None:
         asked.append(1)
         return 1
 
-    settings, counts = SimpleNamespace(epoch=1), {"kernel": 0}
+    settings, counts = SimpleNamespace(epoch=1), {"cpu/any": 0}
     like_torch: Any = SimpleNamespace(Tensor=Tensor, dtype=torch.dtype, get_num_threads=get_num_threads)
     entry = kernel(OPS["dequantize_blockwise"])
     call = _native.replay(
-        entry, lambda *args: (counts, "kernel"), settings, like_torch, torch._C._dynamo.guards._empty_strided_cpu
+        entry, lambda *args: (counts, "cpu/any"), settings, like_torch, torch._C._dynamo.guards._empty_strided_cpu
     )
     args = dequantize_args()
     expected = entry(*args)
     for repeated in range(4):
         assert len(asked) == max(0, repeated - 1)
         assert_same(call(*args), expected)
-    assert counts == {"kernel": 3}
+    assert counts == {"cpu/any": 3}
     settings.epoch = 2
     call(*args)
     assert len(asked) == 3, "a new epoch did not ask the entry"
