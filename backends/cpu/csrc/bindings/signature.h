@@ -37,7 +37,7 @@ class Reader {
         if (found->major == dlpack::kMajorVersion) read_ = found->tensor_from_object;
     }
 
-    // False where torch, before 2.10, has no such way to read tensors.
+    // False for a torch that is older than this way to read tensors.
     bool available() const { return read_ != nullptr; }
 
     bool is_tensor(PyObject* object) const {
