@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Side = Literal["end", "start"]
+Side = Literal["end", "start", "inside"]
 
 PAGE = mmap.PAGESIZE
 PROT_NONE = 0
@@ -18,7 +18,10 @@ GARBAGE = 0xA5  # what memory holds that nobody has written; of floats a number,
 
 
 class Fence:
-    """Memory for tensors, each of which ends at a protected page, or with `side="start"` begins after one."""
+    """Memory for tensors, each of which ends at a protected page, or with `side="start"` begins after one.
+
+    With `side="inside"` a page is free behind it, for emulators that read what a mask excludes.
+    """
 
     def __init__(self, side: Side) -> None:
         self.side = side
@@ -41,7 +44,7 @@ class Fence:
 
     def bytes(self, count: int) -> torch.Tensor:
         """`count` > 0 bytes of garbage between two protected pages, at one of them."""
-        pages = -(-count // PAGE)
+        pages = -(-count // PAGE) + (self.side == "inside")
         size = (pages + 2) * PAGE
         private_anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         address = self._libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, private_anonymous, -1, 0)
@@ -51,7 +54,7 @@ class Fence:
         for page in (address, address + size - PAGE):
             if self._libc.mprotect(page, PAGE, PROT_NONE):
                 raise OSError(ctypes.get_errno(), "a page could not be protected")
-        start = address + PAGE if self.side == "start" else address + size - PAGE - count
+        start = address + size - PAGE - count if self.side == "end" else address + PAGE
         memory = torch.frombuffer((ctypes.c_uint8 * count).from_address(start), dtype=torch.uint8)
         return memory.fill_(GARBAGE)
 

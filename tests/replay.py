@@ -1,7 +1,7 @@
 """The registry's cases with the reference's results in a file, and their replay on one level of the CPU kernels.
 
     python tests/replay.py record FILE
-    python tests/replay.py run FILE cpu/avx2
+    python tests/replay.py run FILE cpu/avx2 [SIDE...]
 
 A replay runs neither pytest nor the reference, so it is short enough for an emulator of another CPU. Every tensor that
 a kernel is given, and every one that it allocates, ends at a page that cannot be touched, in a second round begins at
@@ -83,12 +83,12 @@ def reasons(name: str) -> set[str]:
     return {kernel.unavailable or "" for op in OPS for kernel in kernels_for(op, "cpu") if kernel.name == name}
 
 
-def replay(file: Path, name: str) -> int:
+def replay(file: Path, name: str, sides: tuple[Side, ...]) -> int:
     """Runs what a kernel of that name takes; returns how many calls differ from the reference."""
     wrong, ops, calls = 0, set(), 0
     for kernel, call in each_call(file, name):
         op = OPS[call.op]
-        for side in SIDES:
+        for side in sides:
             print(f"{call.op}: {call.case}, at the {side} of its memory", flush=True)
             with Fence(side) as fence:
                 args = fence.copy(call.args)
@@ -111,4 +111,5 @@ if __name__ == "__main__":
     if action == "record":
         record(Path(path))
     else:
-        sys.exit(min(1, replay(Path(path), *rest)))
+        kernel, *sides = rest
+        sys.exit(min(1, replay(Path(path), kernel, tuple(sides) or SIDES)))  # type: ignore[arg-type]

@@ -54,14 +54,15 @@ def agrees(level: str, *command: object) -> None:
 
 @pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="apt-get install qemu-user")
 @pytest.mark.parametrize(
-    ("cpu", "level"),
+    ("cpu", "level", "sides"),
     [
-        pytest.param("Nehalem", "scalar", id="Nehalem, which has no AVX"),
-        pytest.param("Haswell-noTSX", "avx2", id="Haswell, which has no AVX-512", marks=full),
+        pytest.param("Nehalem", "scalar", (), id="Nehalem, which has no AVX"),
+        # qemu 7.2 reads all of what a masked load may read.
+        pytest.param("Haswell-noTSX", "avx2", ("inside",), id="Haswell, which has no AVX-512", marks=full),
     ],
 )
-def test_older_x86(recorded: Path, cpu: str, level: str) -> None:
-    agrees(level, "qemu-x86_64", "-cpu", cpu, sys.executable, REPLAY, "run", recorded, f"cpu/{level}")
+def test_older_x86(recorded: Path, cpu: str, level: str, sides: tuple[str, ...]) -> None:
+    agrees(level, "qemu-x86_64", "-cpu", cpu, sys.executable, REPLAY, "run", recorded, f"cpu/{level}", *sides)
 
 
 @full
