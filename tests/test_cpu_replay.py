@@ -27,6 +27,8 @@ from bnb_core.ops_registry.codebooks import dynamic_map
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     pytest.skip("this torch has no C API for tensors of Python", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("nothing_forced")
+
 ops = torch.ops.bnb_core
 FOLDERS = tuple(str(Path(path).resolve()) for path in [*bnb_core.__path__, *bnb_core.backends.__path__])
 
