@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -103,3 +104,20 @@ def test_the_norm_does_not_depend_on_the_number_of_threads(native: Statistics) -
     finally:
         torch.set_num_threads(before)
     assert len(found) == 1
+
+
+@pytest.fixture
+def other_defaults() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.usefixtures("other_defaults")
+def test_results_do_not_follow_the_defaults_of_torch(native: Statistics) -> None:
+    A = torch.ones(9, dtype=torch.float32, device="cpu")
+    history = torch.ones(100, dtype=torch.float32, device="cpu")
+    for result in (native.estimate_quantiles(A), *native.percentile_clipping(A, history, 3)):
+        assert (result.dtype, result.device.type) == (torch.float32, "cpu")

@@ -33,8 +33,8 @@ class Statistics:
         )
         if history is not gnorm_vec:
             gnorm_vec.copy_(history)
-        norm, clip, scale = torch.tensor(numbers)
-        return norm.clone(), clip.clone(), scale.clone()
+        norm, clip, scale = (torch.tensor(number, dtype=torch.float32, device=grad.device) for number in numbers)
+        return norm, clip, scale
 
     def estimate_quantiles(self, A: Tensor, offset: float = 0.001953125, num_quantiles: int = 256) -> Tensor:
         """Quantiles at positions evenly spaced from `offset` to `1 - offset`, between two elements interpolated."""
@@ -44,8 +44,8 @@ class Statistics:
         self._native.sort_values(A.data_ptr(), NAMES[A.dtype], A.numel(), values.data_ptr(), spare.data_ptr())
         spacing = (1 - 2 * offset) / max(1, num_quantiles - 1)
         indices = [(offset + i * spacing) * last for i in range(num_quantiles)]
-        low = torch.tensor([int(index) for index in indices])
-        fraction = torch.tensor([index % 1 for index in indices], dtype=torch.float32)
+        low = torch.tensor([int(index) for index in indices], device=A.device)
+        fraction = torch.tensor([index % 1 for index in indices], dtype=torch.float32, device=A.device)
         return torch.lerp(values[low], values[(low + 1).clamp(max=last)], fraction)
 
 
