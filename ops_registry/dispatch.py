@@ -35,8 +35,8 @@ MOST_SIGNATURES = 1024
 Settled = tuple[dict[str, int], str]
 
 # What a backend may put before the Python of this module: `shortcut(op, call, settled)` returns what torch is to call
-# in the place of `call`. It may answer the calls of a signature of which `settled(*args)` knows; all others are for
-# `call`, which checks.
+# in the place of `call`. It may answer the calls of a signature of which `settled(*args)` knows a kernel, one of the
+# same backend; all others are for `call`, which checks.
 Shortcut = Callable[[str, Callable[..., Any], Callable[..., "Settled | None"]], Callable[..., Any]]
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -66,7 +66,7 @@ def register_kernels(kernels: Sequence[Kernel], shortcut: Shortcut | None = None
         for kernel in kernels:
             add_row(kernel)
             added.append(kernel)
-            _implement(OPS[kernel.op], kernel.device, shortcut)
+            _implement(OPS[kernel.op], kernel, shortcut)
     except Exception:
         for kernel in added:
             remove_row(kernel)
@@ -81,16 +81,17 @@ def unregister_kernel(kernel: Kernel) -> None:
     new_epoch()
 
 
-def _implement(op: Op, device: str, shortcut: Shortcut | None) -> None:
+def _implement(op: Op, first: Kernel, shortcut: Shortcut | None) -> None:
+    device = first.device
     if (op.name, device) in _implemented:
         return
     key = "CompositeExplicitAutograd" if device == ANY_DEVICE else torch._C._dispatch_key_for_device(device)
-    call, settled = _entry(op, device, op.name, op.parsed, op.check, op.mutated, _run)
+    call, settled = _entry(op, first, op.name, op.parsed, op.check, op.mutated, _run)
     _library.impl(op.name, call if shortcut is None else shortcut(op.name, call, settled), key)
     if op.out:
         outs = tuple(range(len(op.parameters), len(op.parameters) + len(op.out)))
         name = f"{op.name}.out"
-        call, _ = _entry(op, device, name, op.parsed_out, op.check_out, outs, _run_with_out)
+        call, _ = _entry(op, first, name, op.parsed_out, op.check_out, outs, _run_with_out)
         _library.impl(name, call, key)
     _implemented.add((op.name, device))
 
@@ -106,18 +107,19 @@ def _run_with_out(op: Op, kernel: Kernel, args: tuple[Any, ...]) -> None:
 
 def _entry(
     op: Op,
-    device: str,
+    first: Kernel,
     name: str,
     schema: torch._C.FunctionSchema,
     check: Callable[..., None],
     written: tuple[int, ...],
     run: Callable[[Op, Kernel, tuple[Any, ...]], Any],
 ) -> tuple[Callable[..., Any], Callable[..., Settled | None]]:
-    """What torch calls for the operator, or its `.out` form, on a device, and what a `Shortcut` asks.
+    """What torch calls for the operator, or its `.out` form, on the device of the first kernel, and what a `Shortcut`
+    of that kernel's backend asks.
 
     It writes to the arguments at `written`.
     """
-    count, defaults = len(schema.arguments), op.defaults
+    device, count, defaults = first.device, len(schema.arguments), op.defaults
     signature = signature_of(schema.arguments)
     # A signature of lists holds that of each of their tensors.
     most = MOST_SIGNATURES // 16 if any("List[Tensor]" in str(a.type) for a in schema.arguments) else MOST_SIGNATURES
@@ -156,7 +158,7 @@ def _entry(
         choice = known.get(signature(*args, *defaults[len(args) :]))
         if choice is None or choice.always is None or choice.epoch != settings.epoch:
             return None
-        return choice.plan.calls, choice.always.name
+        return (choice.plan.calls, choice.always.name) if choice.always.backend == first.backend else None
 
     return _hidden_from_dynamo(call), _hidden_from_dynamo(settled)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 if find_spec("bnb_core.backends.cpu._native") is None:
     pytest.skip("bnb_core was installed without native kernels", allow_module_level=True)
 
-from bnb_core.backends.cpu import _native, blockwise
+from bnb_core.backends.cpu import _native, blockwise, fourbit
 from bnb_core.backends.cpu.levels import AVAILABLE
 
 
@@ -87,11 +87,17 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.skipif(not THP.is_file() or "[never]" in THP.read_text(), reason="this system has no large pages")
+@pytest.mark.parametrize("four_bit", [False, True], ids=["blockwise", "4bit"])
 @pytest.mark.parametrize("megabytes", [16, 64])
-def test_a_large_result_is_asked_for_on_large_pages(megabytes: int) -> None:
+def test_a_large_result_is_asked_for_on_large_pages(megabytes: int, four_bit: bool) -> None:
     """From 32 MiB on, where memory comes fresh from the system."""
-    A, absmax, code = sample(megabytes << 18, 4096)
-    found = dequantize_blockwise(A, absmax, code, 4096, torch.float32)
+    n = megabytes << 18
+    A, absmax, code = sample(n, 4096)
+    if four_bit:
+        kernels = getattr(fourbit.kernels, current[-1])
+        found = kernels.dequantize_4bit(A[: n // 2].view(-1, 1), absmax, 4096, "nf4", [n], torch.float32)
+    else:
+        found = dequantize_blockwise(A, absmax, code, 4096, torch.float32)
     middle = found.data_ptr() + found.nbytes // 2
     flags: dict[bool, list[str]] = {}
     inside = False

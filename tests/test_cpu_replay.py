@@ -20,7 +20,17 @@ if find_spec("bnb_core.backends.cpu._native") is None:
 import bnb_core
 from bnb_core.backends.cpu import _native, replay
 from bnb_core.backends.cpu.levels import AVAILABLE
-from bnb_core.ops_registry import OPS, Op, force, kernel_counts, kernels_for, reset_kernel_counts
+from bnb_core.ops_registry import (
+    OPS,
+    Kernel,
+    Op,
+    force,
+    kernel_counts,
+    kernels_for,
+    register_kernels,
+    reset_kernel_counts,
+    unregister_kernel,
+)
 from bnb_core.ops_registry.cases import Case, fresh
 from bnb_core.ops_registry.codebooks import dynamic_map
 
@@ -209,6 +219,23 @@ def test_a_result_owns_its_memory() -> None:
     second.fill_(7)
     assert torch.equal(first, kept)
     assert first.untyped_storage().resizable()
+
+
+def test_a_kernel_of_another_backend_may_call_ours_and_do_more() -> None:
+    args, ours = dequantize_args(), kernel(OPS["dequantize_blockwise"])
+
+    def doubled(
+        A: Tensor, absmax: Tensor, code: Tensor, blocksize: int, dtype: torch.dtype, out: Tensor | None = None
+    ) -> Any:
+        return ours(A, absmax, code, blocksize, dtype).mul_(2)
+
+    row = Kernel(op="dequantize_blockwise", device="cpu", name="cpu/doubled", fn=doubled, priority=1)
+    register_kernels([row])
+    try:
+        for _ in range(3):
+            assert torch.equal(ops.dequantize_blockwise(*args), 2 * ours(*args))
+    finally:
+        unregister_kernel(row)
 
 
 def test_more_signatures_than_are_kept() -> None:
