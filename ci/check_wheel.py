@@ -91,7 +91,8 @@ def main(wheel: Path, platform: str | None = None) -> None:
         # Not the sources of this folder, where `python -m` and pytest's own setting would look.
         tests = [file for pattern in TESTS for file in sorted(ROOT.glob(f"tests/{pattern}"))]
         pytest = (python, "-m", "pytest", "-q", "-o", "pythonpath=", *tests)
-        subprocess.run(pytest, cwd=ROOT, env={**os.environ, "PYTHONSAFEPATH": "1"}, check=True)
+        paths = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT / "tests")}
+        subprocess.run(pytest, cwd=ROOT, env=os.environ | paths, check=True)
 
 
 if __name__ == "__main__":
