@@ -179,8 +179,6 @@ def _hidden_from_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
 def _mark_written(values: Sequence[Any]) -> None:
     """Bumps the versions of written tensors: a native kernel writes through pointers, which autograd does not see."""
     for value in values:
-        if isinstance(value, torch.Tensor):
-            if not value.is_inference():
-                torch.autograd.graph.increment_version(value)
-        elif value is not None:
-            _mark_written(value)
+        if value is not None:
+            tensors = [value] if isinstance(value, torch.Tensor) else value
+            torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
