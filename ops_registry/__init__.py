@@ -18,6 +18,7 @@ from .explain import explain
 from .formats import OPTIMIZER_STATES, QUANT_TYPES
 from .kernels import Kernel, kernels_for
 from .op import OPS, Op
+from .paging import PagedMemory, paged_memory
 from .settings import fallback, force
 from .tolerance import EXACT, Tolerance, differences
 
@@ -36,6 +37,7 @@ __all__ = [
     "OPS",
     "OPTIMIZER_STATES",
     "Op",
+    "PagedMemory",
     "QUANT_TYPES",
     "Tolerance",
     "backends",
@@ -48,6 +50,7 @@ __all__ = [
     "kernel_counts",
     "kernels_for",
     "ops",
+    "paged_memory",
     "register_kernels",
     "reset_kernel_counts",
     "unregister_kernel",

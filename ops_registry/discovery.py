@@ -16,6 +16,7 @@ from typing import Literal
 
 from .dispatch import register_kernels
 from .kernels import REFERENCE, Kernel
+from .paging import register_paged_memory
 from .settings import refuse_unknown_names, settings
 
 __all__ = ["API_VERSION", "ENTRY_POINT_GROUP", "BackendRecord", "BackendUnavailable", "backends", "discover", "load"]
@@ -50,7 +51,8 @@ def backends() -> tuple[BackendRecord, ...]:
 def load(name: str, source: str, find_module: Callable[[], ModuleType]) -> BackendRecord:
     """Imports one backend, registers its rows, and records what came of it.
 
-    A backend module has `API_VERSION`, `is_available()` and `KERNELS`, and may have a `shortcut` (see `dispatch`).
+    A backend module has `API_VERSION`, `is_available()` and `KERNELS`, and may have a `shortcut` (see `dispatch`) and
+    a `paged_memory` for the devices of its rows (see `paging`).
     Whatever it raises becomes the record's reason.
     """
     try:
@@ -67,6 +69,9 @@ def load(name: str, source: str, find_module: Callable[[], ModuleType]) -> Backe
             raise BackendUnavailable("is_available() returned False")
         kernels = tuple(replace(kernel, backend=module.__name__) for kernel in module.KERNELS)
         register_kernels(kernels, getattr(module, "shortcut", None))
+        if hasattr(module, "paged_memory"):
+            for device in {kernel.device for kernel in kernels}:
+                register_paged_memory(device, module.paged_memory)
         record = BackendRecord(name, source, "loaded", kernels=kernels)
     except BackendUnavailable as error:
         record = BackendRecord(name, source, "unavailable", str(error))
