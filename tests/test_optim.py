@@ -270,6 +270,18 @@ def test_sparse_gradient_is_refused(device: torch.device) -> None:
         optim.AdamW([p]).step()
 
 
+def test_gradient_of_another_dtype_is_refused(device: torch.device) -> None:
+    p = torch.nn.Parameter(torch.zeros(4, device=device))
+    if not hasattr(p, "grad_dtype"):
+        pytest.skip("this torch allows gradients of the parameter's dtype only")
+    p.grad_dtype = None
+    p.grad = torch.ones(4, device=device, dtype=torch.float64)
+    optimizer = optim.AdamW([p])
+    with pytest.raises(RuntimeError, match="takes gradients of the parameter's dtype torch"):
+        optimizer.step()
+    assert not optimizer.state
+
+
 def test_public_arguments_in_their_order(device: torch.device) -> None:
     params = parameters(device)
     optimizer = optim.Adam8bit(params, 1e-3, (0.9, 0.99), 1e-8, 0, False, 32, None, 3000, False)

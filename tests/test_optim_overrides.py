@@ -143,6 +143,15 @@ def test_what_cannot_be_overridden(arguments: dict[str, Any], error: str, manage
         manager.override_config(nn.Parameter(torch.ones(3)), **arguments)
 
 
+def test_overriding_with_a_value_out_of_range(manager: GlobalOptimManager, device: torch.device) -> None:
+    params = parameters(device)
+    manager.override_config(params[1], "optim_bits", 4)
+    optimizer = optim.AdamW8bit(params)
+    set_gradients(params, 0)
+    with pytest.raises(ValueError, match="optim_bits is 4, expected 8 or 32"):
+        optimizer.step()
+
+
 def test_unknown_name_of_a_module_override(manager: GlobalOptimManager) -> None:
     with pytest.raises(ValueError, match="sparse cannot be overridden"):
         manager.register_module_override(nn.Linear(2, 2), "weight", {"sparse": True})

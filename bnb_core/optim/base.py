@@ -62,14 +62,15 @@ class KBitOptimizer(torch.optim.Optimizer):
     that the device can push out to the host, where it has such. percentile_clipping: below 100, gradients are clipped
     to that percentile of the norms of the parameter's last 100. skip_zeros: elements whose gradient is 0 stay as they
     are, their state too. max_unorm: above 0, the norm of an update is at most that share of the parameter's; 32-bit
-    state only. maximize: up the gradient. All but `is_paged` can differ between parameter groups; single parameters
-    get other ones by `GlobalOptimManager`. `args` is refused: options are given one by one.
+    state only. maximize: up the gradient. All can differ between parameter groups, and most between parameters, by
+    `GlobalOptimManager`. `args` is refused: options are given one by one.
 
     State per parameter: `step`, a 0-dim fp32 tensor on its device that parameters share; with 32 bits `state1` (and
     `state2`) in fp32; with 8 bits the same as uint8 codes of the codebooks `qmap1`, `qmap2` with fp32 scales in
     `absmax1`, `absmax2` (`max1`, `max2` per tensor). A saved state has `step` as a number.
 
-    There is no `foreach` or `fused` to choose: parameters that are alike always go in one dispatch. A step waits for
+    There is no `foreach` or `fused` to choose: parameters that are alike always go in one dispatch. Parameters share a
+    step counter as long as they take the same steps, and only then a dispatch. A step waits for
     the device only for percentile clipping, and for schedules by `t_alpha` and `t_beta3`. Of a sharded parameter
     (DTensor) each process updates its shard.
 
@@ -130,7 +131,7 @@ class KBitOptimizer(torch.optim.Optimizer):
         # All is looked at before anything is written, so that a step that is refused leaves nothing half done.
         work = []
         for group in self.param_groups:
-            bundles = Bundles([], [], [], [], [], [], [], [], [], [], [], [], [], [], [])
+            bundles = Bundles._make([] for _ in Bundles._fields)
             self._init_group(group, *bundles)
             work.append((group, bundles))
         for group, bundles in work:
@@ -160,17 +161,19 @@ class KBitOptimizer(torch.optim.Optimizer):
                 if own:
                     waiting.add(id(own["step"]))
                 continue
-            if p.grad.layout is not torch.strided:
-                raise RuntimeError(f"{type(self).__name__} takes dense gradients, got a sparse one of {tuple(p.shape)}")
+            self._check_gradient(p, p.grad)
             override = overrides[i] if overrides else {}
+            settings = group
+            if override:
+                settings = group | override
+                self._check(settings)
             if not own:
-                own = self._new_state(p, group | override)
+                own = self._new_state(p, settings)
                 if p.device not in new_clocks:
                     new_clocks[p.device] = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p] = own = {"step": new_clocks[p.device]} | own
             elif group["is_paged"]:
                 prefetch(own, p.device)
-            settings = group | override if override else group
             if settings["max_unorm"] > 0 and "unorm_vec" not in own:
                 own["unorm_vec"] = torch.zeros(1, dtype=torch.float32, device=p.device)
             if settings["percentile_clipping"] < GNORM_HISTORY and "gnorm_vec" not in own:
@@ -182,6 +185,14 @@ class KBitOptimizer(torch.optim.Optimizer):
             found[key].members.append((p, own))
         self._split_clocks(found.values(), waiting)
         _fill(Bundles(*lists), found.values())
+
+    def _check_gradient(self, p: Tensor, gradient: Tensor) -> None:
+        if gradient.layout is not torch.strided:
+            raise RuntimeError(f"{type(self).__name__} takes dense gradients, got a sparse one of {tuple(p.shape)}")
+        if gradient.dtype is not p.dtype:
+            raise RuntimeError(
+                f"{type(self).__name__} takes gradients of the parameter's dtype {p.dtype}, got one of {gradient.dtype}"
+            )
 
     def _split_clocks(self, found: Iterable[_Alike], waiting: set[int]) -> None:
         """Gives parameters that take this step counters of their own where others that share theirs do not."""
@@ -224,7 +235,7 @@ class KBitOptimizer(torch.optim.Optimizer):
         """One dispatch, for parameters `first` to `last`; one for each scale where their gradients are clipped."""
         settings = group | bundles.overridden[number]
         members = range(first, last)
-        if settings["percentile_clipping"] == GNORM_HISTORY:
+        if not settings["percentile_clipping"] < GNORM_HISTORY:
             self._dispatch(settings, bundles, number, list(members), 1.0)
             return
         step = int(bundles.steps[number].item())
