@@ -86,13 +86,17 @@ class PythonCalls:
             self.names.append(frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name)
 
 
-def values() -> Iterator[Any]:
-    for name in sorted(replay.OPS):
+RETURNING = sorted(name for name in replay.OPS if not OPS[name].mutated)
+WRITING = sorted(name for name in replay.OPS if OPS[name].mutated)
+
+
+def cases(names: list[str]) -> Iterator[Any]:
+    for name in names:
         for case in OPS[name].each_case("cpu"):
             yield pytest.param(OPS[name], case, id=f"{name}: {case.name}")
 
 
-@pytest.mark.parametrize(("op", "case"), list(values()))
+@pytest.mark.parametrize(("op", "case"), list(cases(RETURNING)))
 def test_a_repeated_call_gives_what_the_kernel_gives(op: Op, case: Case) -> None:
     call = overload(op)
     call(*case.args)
@@ -101,18 +105,38 @@ def test_a_repeated_call_gives_what_the_kernel_gives(op: Op, case: Case) -> None
         assert_same(call(*args), kernel(op)(*op.complete(args)))
 
 
+@pytest.mark.parametrize(("op", "case"), list(cases(WRITING)))
+def test_a_repeated_step_writes_what_the_kernel_writes(op: Op, case: Case) -> None:
+    overload(op)(*fresh(case.args))
+    for _ in range(2):
+        found, expected = fresh(case.args), fresh(case.args)
+        versions = {i: [t._version for t in found[i] or ()] for i in op.mutated}
+        assert overload(op)(*found) is None
+        kernel(op)(*op.complete(expected))
+        for i in op.mutated:
+            assert_same(tuple(found[i] or ()), tuple(expected[i] or ()))
+            assert all(t._version > before for t, before in zip(found[i] or (), versions[i], strict=True))
+
+
 def dequantize_args(n: int = 100) -> tuple[Tensor, Tensor, Tensor, int, torch.dtype]:
     q, absmax = ops.quantize_blockwise(torch.randn(n), dynamic_map(), 64)
     return q, absmax, dynamic_map(), 64, torch.float32
+
+
+def is_plain(argument: Any) -> bool:
+    """False for tensors that are strided or empty, and for a list of several dtypes."""
+    tensors = argument if isinstance(argument, list) else [argument]
+    tensors = [t for t in tensors if isinstance(t, Tensor)]
+    return all(t.is_contiguous() and t.numel() for t in tensors) and len({t.dtype for t in tensors}) < 2
 
 
 @pytest.mark.parametrize("name", sorted(replay.OPS))
 def test_it_runs_no_python(name: str) -> None:
     op = OPS[name]
     call = overload(op)
-    args = next(case.args for case in op.each_case("cpu") if case.args[0].is_contiguous() and case.args[0].numel())
-    call(*args)
-    others = renewed(args)
+    args = next(case.args for case in op.each_case("cpu") if all(map(is_plain, case.args)))
+    call(*fresh(args))
+    others = fresh(args) if op.mutated else renewed(args)
     with PythonCalls() as names:
         call(*others)
     assert not names
@@ -170,11 +194,10 @@ def test_threads_are_those_of_now() -> None:
         return 1
 
     settings, counts = SimpleNamespace(epoch=1), {"cpu/any": 0}
-    like_torch: Any = SimpleNamespace(Tensor=Tensor, dtype=torch.dtype, get_num_threads=get_num_threads)
+    like_torch: Any = SimpleNamespace(Tensor=Tensor, dtype=torch.dtype, get_num_threads=get_num_threads, _C=torch._C)
     entry = kernel(OPS["dequantize_blockwise"])
-    call = _native.replay(
-        entry, lambda *args: (counts, "cpu/any"), settings, like_torch, torch._C._dynamo.guards._empty_strided_cpu
-    )
+    empty = torch._C._dynamo.guards._empty_strided_cpu
+    call = _native.replay(entry, lambda *args: (counts, "cpu/any"), settings, like_torch, empty, ())
     args = dequantize_args()
     expected = entry(*args)
     for repeated in range(4):
@@ -190,7 +213,7 @@ def test_an_older_torch_keeps_the_python_way() -> None:
     def entry() -> None: ...
 
     like_torch: Any = SimpleNamespace(Tensor=SimpleNamespace(), dtype=torch.dtype, get_num_threads=lambda: 1)
-    assert _native.replay(entry, entry, SimpleNamespace(epoch=1), like_torch, entry) is entry
+    assert _native.replay(entry, entry, SimpleNamespace(epoch=1), like_torch, entry, ()) is entry
 
 
 def test_the_result_is_of_the_mode_it_was_made_in() -> None:

@@ -12,4 +12,5 @@ def replay(
     settings: object,
     torch: ModuleType,
     empty: Callable[..., Any],
+    written: tuple[int, ...],
 ) -> Callable[..., Any]: ...

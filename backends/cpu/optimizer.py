@@ -73,10 +73,10 @@ class Optimizer:
         skip_zeros: bool = False,
     ) -> None:
         """One step of all parameters with fp32 state."""
-        settings = (step.item(), lr.item(), beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        settings = (beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
         lists = ParameterLists(grads, params, state1, state2, unorm_vec=unorm_vec)
         take_norm = -1.0
-        run(self._native.optimizer_step_32bit, optimizer_name, lists, settings, max_unorm, take_norm)
+        run(self._native.optimizer_step_32bit, optimizer_name, lists, (step, lr), settings, max_unorm, take_norm)
 
     def optimizer_update_32bit(
         self,
@@ -100,9 +100,10 @@ class Optimizer:
         skip_zeros: bool = False,
     ) -> None:
         """One step of one parameter with fp32 state."""
-        settings = (step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        settings = (beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
         lists = ParameterLists([g], [p], [state1], one(state2), unorm_vec=one(unorm_vec))
-        run(self._native.optimizer_step_32bit, optimizer_name, lists, settings, max_unorm, param_norm)
+        now = on_host(step, lr)
+        run(self._native.optimizer_step_32bit, optimizer_name, lists, now, settings, max_unorm, param_norm)
 
     def optimizer_step_8bit_blockwise(
         self,
@@ -127,9 +128,9 @@ class Optimizer:
         skip_zeros: bool = False,
     ) -> None:
         """One step of all parameters with 8-bit state, one scale per block of 256."""
-        settings = (step.item(), lr.item(), beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        settings = (beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
         lists = ParameterLists(grads, params, state1, state2, absmax1, absmax2)
-        run_coded(self._native.optimizer_step_8bit_blockwise, optimizer_name, lists, settings, qmap1, qmap2)
+        run_coded(self._native.optimizer_step_8bit_blockwise, optimizer_name, lists, (step, lr), settings, qmap1, qmap2)
 
     def optimizer_update_8bit_blockwise(
         self,
@@ -154,9 +155,11 @@ class Optimizer:
         skip_zeros: bool = False,
     ) -> None:
         """One step of one parameter with 8-bit state, one scale per block of 256."""
-        settings = (step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        settings = (beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
         lists = ParameterLists([g], [p], [state1], one(state2), [absmax1], one(absmax2))
-        run_coded(self._native.optimizer_step_8bit_blockwise, optimizer_name, lists, settings, qmap1, qmap2)
+        run_coded(
+            self._native.optimizer_step_8bit_blockwise, optimizer_name, lists, on_host(step, lr), settings, qmap1, qmap2
+        )
 
     def optimizer_step_8bit(
         self,
@@ -181,9 +184,9 @@ class Optimizer:
         skip_zeros: bool = False,
     ) -> None:
         """One step of all parameters with 8-bit state, one scale per tensor."""
-        settings = (step.item(), lr.item(), beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        settings = (beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
         lists = ParameterLists(grads, params, state1, state2, max1, max2)
-        run_coded(self._native.optimizer_step_8bit, optimizer_name, lists, settings, qmap1, qmap2)
+        run_coded(self._native.optimizer_step_8bit, optimizer_name, lists, (step, lr), settings, qmap1, qmap2)
 
     def optimizer_update_8bit(
         self,
@@ -208,13 +211,26 @@ class Optimizer:
         skip_zeros: bool = False,
     ) -> None:
         """One step of one parameter with 8-bit state, one scale per tensor."""
-        settings = (step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        settings = (beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
         lists = ParameterLists([g], [p], [state1], one(state2), [max1], one(max2))
-        run_coded(self._native.optimizer_step_8bit, optimizer_name, lists, settings, qmap1, qmap2)
+        now = on_host(step, lr)
+        run_coded(self._native.optimizer_step_8bit, optimizer_name, lists, now, settings, qmap1, qmap2)
 
 
-def run(function: Callable[..., None], rule: str, lists: ParameterLists, settings: tuple[Any, ...], *rest: Any) -> None:
+# The step and the learning rate, 0-dim fp32.
+Now = tuple[Tensor, Tensor]
+
+
+def run(
+    function: Callable[..., None],
+    rule: str,
+    lists: ParameterLists,
+    now: Now,
+    settings: tuple[Any, ...],
+    *rest: Any,
+) -> None:
     """Calls a native step once for each dtype of the parameters."""
+    step, lr = now
     dtypes = {p.dtype for p in lists.params}
     for dtype in dtypes:
         part = lists if len(dtypes) == 1 else of_dtype(dtype, lists)
@@ -224,7 +240,8 @@ def run(function: Callable[..., None], rule: str, lists: ParameterLists, setting
             addresses.read(part.grads),
             *map(addresses.written, part[1:]),
         )
-        function(rule, NAMES[dtype], fields, settings, *rest, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        function(rule, NAMES[dtype], fields, step.data_ptr(), lr.data_ptr(), settings, *rest, threads)
         addresses.done()
 
 
@@ -232,6 +249,7 @@ def run_coded(
     function: Callable[..., None],
     rule: str,
     lists: ParameterLists,
+    now: Now,
     settings: tuple[Any, ...],
     qmap1: Tensor,
     qmap2: Tensor | None,
@@ -239,8 +257,14 @@ def run_coded(
     """`run` with the codebooks of the states."""
     first = qmap1.contiguous()
     second = None if qmap2 is None else qmap2.contiguous()
-    maps = (first.data_ptr(), first.numel()), (0, 0) if second is None else (second.data_ptr(), second.numel())
-    run(function, rule, lists, settings, *maps)
+    maps = first.data_ptr(), first.numel(), *((0, 0) if second is None else (second.data_ptr(), second.numel()))
+    run(function, rule, lists, now, settings, *maps)
+
+
+def on_host(step: int, lr: float) -> Now:
+    """Numbers as the native steps read them."""
+    numbers = torch.tensor((step, lr), dtype=torch.float32)
+    return numbers[0], numbers[1]
 
 
 def of_dtype(dtype: torch.dtype, lists: ParameterLists) -> ParameterLists:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from bnb_core.ops_registry.op import OPS as OPS_BY_NAME
 from bnb_core.ops_registry.settings import settings
 
 from . import _native
 
-# Operators all of whose work is one native call on the arguments and on memory of `empty`, which it fills: nothing else
+# Operators all of whose work is one native call on the arguments, and on memory of `empty` which it fills: nothing else
 # happens in their wrappers but what follows from the signature.
 OPS = frozenset(
     (
@@ -23,6 +24,7 @@ OPS = frozenset(
         *("quantize_4bit", "dequantize_4bit", "gemm_4bit"),
         *("int8_vectorwise_quant", "int8_vectorwise_dequant", "int8_mm", "int8_mm_dequant"),
         *("int8_scaled_mm", "int8_linear"),
+        *("optimizer_step_32bit", "optimizer_step_8bit_blockwise", "optimizer_step_8bit"),
     )
 )
 
@@ -34,4 +36,4 @@ def replayed(op: str, call: Callable[..., Any], settled: Callable[..., Any]) -> 
     """What torch calls for an operator: calls of settled signatures are repeated, others go to `call`."""
     if op not in OPS or _empty_strided is None:
         return call
-    return _native.replay(call, settled, settings, torch, _empty_strided)
+    return _native.replay(call, settled, settings, torch, _empty_strided, OPS_BY_NAME[op].mutated)

@@ -23,8 +23,11 @@ namespace bnb_core {
 
 using Address = std::uintptr_t;
 
+// Base of types of arguments that hold addresses: each(f) calls f with every one of them, always in the same order.
+struct Addressed {};
+
 // A call of a function, to be made again with other addresses. Of its arguments those of type Address are addresses,
-// the one of type int is the number of threads; all others stay as they were.
+// and Addressed ones hold some; the one of type int is the number of threads; all others stay as they were.
 class RecordedCall {
   public:
     virtual ~RecordedCall() = default;
@@ -110,25 +113,28 @@ class CallOf final : public RecordedCall {
   public:
     CallOf(const F& f, const std::tuple<Args...>& values, PyObject* const* args) : f_(f), values_(values) {
         for (std::size_t i = 0; i < sizeof...(Args); ++i) kept_.push_back(py::reinterpret_borrow<py::object>(args[i]));
-        std::apply([this](const auto&... value) { (note(value), ...); }, values_);
+        std::apply([this](auto&... value) { (note(value), ...); }, values_);
     }
 
     void repeat(const Address* addresses, int threads) const override {
         std::tuple<Args...> values = values_;
         std::apply([&](auto&... value) { (renew(value, addresses, threads), ...); }, values);
         const WithoutGil without_gil;
-        std::apply(f_, values);
+        std::apply(f_, std::move(values));
     }
 
   private:
     template <class T>
-    void note(const T& value) {
+    void note(T& value) {
         if constexpr (std::is_same_v<T, Address>) addresses_.push_back(value);
+        if constexpr (std::is_base_of_v<Addressed, T>)
+            value.each([this](Address place) { addresses_.push_back(place); });
     }
 
     template <class T>
     static void renew(T& value, const Address*& addresses, int threads) {
         if constexpr (std::is_same_v<T, Address>) value = *addresses++;
+        if constexpr (std::is_base_of_v<Addressed, T>) value.each([&](Address& place) { place = *addresses++; });
         if constexpr (std::is_same_v<T, int>) value = threads;
     }
 
@@ -162,11 +168,11 @@ class Function<F, Result (F::*)(Args...) const> {
         if (Recorder::current != nullptr) record(*Recorder::current, values, args);
         if constexpr (std::is_void_v<Result>) {
             const WithoutGil without_gil;
-            std::apply(f_, values);
+            std::apply(f_, std::move(values));
         } else {
             return py::int_([&] {
                 const WithoutGil without_gil;
-                return std::apply(f_, values);
+                return std::apply(f_, std::move(values));
             }());
         }
         return py::none();

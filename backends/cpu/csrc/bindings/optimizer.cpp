@@ -1,4 +1,4 @@
-#include <tuple>
+#include <array>
 #include <vector>
 
 #include "bindings.h"
@@ -16,122 +16,114 @@ OptimizerRule rule_of(std::string_view name) {
     throw std::invalid_argument("unknown optimizer '" + std::string(name) + "'");
 }
 
-// A list of addresses or sizes, or None. The caster of pybind11 for vectors takes several times as long.
-class Numbers {
-  public:
-    explicit Numbers(const py::object& list) : list_(list.is_none() ? nullptr : list.ptr()) {
-        if (list_ != nullptr && !PyList_Check(list_)) throw py::type_error("expected a list");
+// The tensors of a step, a list for each field of Parameter from g to unorm: sizes, and addresses, or none for None.
+struct Lists : Addressed {
+    std::vector<std::int64_t> sizes;
+    std::array<std::vector<Address>, 7> fields;
+
+    template <class F>
+    void each(F f) {
+        for (std::vector<Address>& field : fields) {
+            for (Address& place : field) f(place);
+        }
     }
-
-    bool none() const { return list_ == nullptr; }
-    std::int64_t size() const { return list_ == nullptr ? 0 : PyList_GET_SIZE(list_); }
-
-    std::int64_t operator[](std::int64_t i) const {
-        const long long number = PyLong_AsLongLong(PyList_GET_ITEM(list_, i));
-        if (number == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-        return number;
-    }
-
-    template <class T>
-    T* pointer(std::int64_t i) const {
-        return list_ == nullptr ? nullptr : reinterpret_cast<T*>(static_cast<std::intptr_t>((*this)[i]));
-    }
-
-  private:
-    PyObject* list_;
 };
 
-// A step as Python calls it: a tuple of lists for the fields of Parameter, all of one length or None, and a tuple of
-// settings.
+template <class T>
+void numbers(PyObject* list, std::vector<T>& result) {
+    if (PyList_Check(list) == 0) throw py::type_error("expected a list");
+    result.resize(static_cast<std::size_t>(PyList_GET_SIZE(list)));
+    for (std::size_t i = 0; i < result.size(); ++i) {
+        detail::from_python(PyList_GET_ITEM(list, static_cast<Py_ssize_t>(i)), result[i]);
+    }
+}
+
+// Called by Function: a tuple of lists, of which all but the first can be None.
+void from_python(PyObject* tuple, Lists& result) {
+    if (PyTuple_Check(tuple) == 0 || PyTuple_GET_SIZE(tuple) != 8) throw py::type_error("expected 8 lists");
+    numbers(PyTuple_GET_ITEM(tuple, 0), result.sizes);
+    for (std::size_t i = 0; i < result.fields.size(); ++i) {
+        PyObject* list = PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i + 1));
+        if (list == Py_None) continue;
+        numbers(list, result.fields[i]);
+        if (result.fields[i].size() != result.sizes.size()) throw std::invalid_argument("lists differ in length");
+    }
+}
+
+// All settings but the step and the learning rate.
+struct Settings : OptimizerSettings {};
+
+// Called by Function: a tuple.
+void from_python(PyObject* tuple, Settings& result) {
+    if (PyTuple_Check(tuple) == 0 || PyTuple_GET_SIZE(tuple) != 8) throw py::type_error("expected 8 settings");
+    Py_ssize_t next = 0;
+    for (double* number : {&result.beta1, &result.beta2, &result.beta3, &result.alpha, &result.eps,
+                           &result.weight_decay, &result.gnorm_scale}) {
+        detail::from_python(PyTuple_GET_ITEM(tuple, next++), *number);
+    }
+    detail::from_python(PyTuple_GET_ITEM(tuple, next), result.skip_zeros);
+}
+
+// A step with the parameters that it is for.
 class Call {
   public:
-    Call(std::string_view rule, std::string_view dtype, const py::tuple& lists, const py::tuple& settings, int threads)
-        : parameters_(parameters(lists)) {
-        const auto [step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros] =
-            settings.cast<std::tuple<double, double, double, double, double, double, double, double, double, bool>>();
-        const std::int64_t blocks =
-            parameters_.empty() ? 0 : parameters_.back().first_block + count(parameters_.back());
-        step_ = {rule_of(rule),
-                 dtype_of(dtype),
-                 {static_cast<float>(step), static_cast<float>(lr), beta1, beta2, beta3, alpha, eps, weight_decay,
-                  gnorm_scale, skip_zeros},
-                 parameters_.data(),
-                 static_cast<std::int64_t>(parameters_.size()),
-                 blocks,
-                 threads};
+    // step, lr: where the two stand, as float.
+    Call(std::string_view rule, std::string_view dtype, const Lists& lists, Address step, Address lr, Settings settings,
+         int threads) {
+        std::int64_t block = 0;
+        parameters_.reserve(lists.sizes.size());
+        for (std::size_t i = 0; i < lists.sizes.size(); ++i) {
+            const auto at = [&](std::size_t field) { return lists.fields[field].empty() ? 0 : lists.fields[field][i]; };
+            parameters_.push_back({lists.sizes[i], pointer<const void>(at(0)), pointer<void>(at(1)),
+                                   pointer<void>(at(2)), pointer<void>(at(3)), pointer<float>(at(4)),
+                                   pointer<float>(at(5)), pointer<float>(at(6)), block});
+            block += (lists.sizes[i] + kStateBlock - 1) / kStateBlock;
+        }
+        settings.step = *pointer<const float>(step);
+        settings.lr = *pointer<const float>(lr);
+        const auto count = static_cast<std::int64_t>(parameters_.size());
+        step_ = {rule_of(rule), dtype_of(dtype), settings, parameters_.data(), count, block, threads};
     }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
 
     const OptimizerStep& step() const { return step_; }
 
   private:
-    static std::int64_t count(const Parameter& parameter) { return (parameter.n + kStateBlock - 1) / kStateBlock; }
-
-    static std::vector<Parameter> parameters(const py::tuple& lists) {
-        constexpr std::size_t kFields = 8;
-        if (lists.size() != kFields) throw std::invalid_argument("expected 8 lists");
-        const Numbers sizes(lists[0]), g(lists[1]), p(lists[2]), state1(lists[3]), state2(lists[4]), scale1(lists[5]),
-            scale2(lists[6]), unorm(lists[7]);
-        for (const Numbers* field : {&g, &p, &state1, &state2, &scale1, &scale2, &unorm}) {
-            if (!field->none() && field->size() != sizes.size()) throw std::invalid_argument("lists differ in length");
-        }
-        std::vector<Parameter> found;
-        found.reserve(static_cast<std::size_t>(sizes.size()));
-        std::int64_t block = 0;
-        for (std::int64_t i = 0; i < sizes.size(); ++i) {
-            found.push_back({sizes[i], g.pointer<const void>(i), p.pointer<void>(i), state1.pointer<void>(i),
-                             state2.pointer<void>(i), scale1.pointer<float>(i), scale2.pointer<float>(i),
-                             unorm.pointer<float>(i), block});
-            block += count(found.back());
-        }
-        return found;
-    }
-
     std::vector<Parameter> parameters_;
     OptimizerStep step_;
 };
 
-// Addresses and sizes of the codebooks; an address of 0 for none.
-using Map = std::pair<Address, std::int64_t>;
-
-Codebook codebook(const Map& map) { return {pointer<const float>(map.first), map.second}; }
+// An address of 0 for none.
+Codebook codebook(Address values, std::int64_t size) { return {pointer<const float>(values), size}; }
 
 }  // namespace
 
 void bind_optimizer(py::module_& m, const Kernels& kernels) {
-    m.def(
-        "optimizer_step_32bit",
-        [&kernels](std::string_view rule, std::string_view dtype, const py::tuple& lists, const py::tuple& settings,
-                   double max_unorm, double param_norm, int threads) {
-            const Call call(rule, dtype, lists, settings, threads);
-            const bool limited = max_unorm > 0;
-            std::vector<double> sums(limited ? static_cast<std::size_t>(2 * call.step().blocks) : 0);
-            std::vector<float> step_sizes(limited ? static_cast<std::size_t>(call.step().count) : 0);
-            const py::gil_scoped_release release;
-            kernels.optimizer_step_32bit(call.step(), {max_unorm, param_norm, sums.data(), step_sizes.data()});
-        },
-        py::arg("rule"), py::arg("dtype"), py::arg("lists"), py::arg("settings"), py::arg("max_unorm"),
-        py::arg("param_norm"), py::arg("threads"));
-    m.def(
-        "optimizer_step_8bit_blockwise",
-        [&kernels](std::string_view rule, std::string_view dtype, const py::tuple& lists, const py::tuple& settings,
-                   const Map& map1, const Map& map2, int threads) {
-            const Call call(rule, dtype, lists, settings, threads);
-            const py::gil_scoped_release release;
-            kernels.optimizer_step_8bit_blockwise(call.step(), codebook(map1), codebook(map2));
-        },
-        py::arg("rule"), py::arg("dtype"), py::arg("lists"), py::arg("settings"), py::arg("map1"), py::arg("map2"),
-        py::arg("threads"));
-    m.def(
-        "optimizer_step_8bit",
-        [&kernels](std::string_view rule, std::string_view dtype, const py::tuple& lists, const py::tuple& settings,
-                   const Map& map1, const Map& map2, int threads) {
-            const Call call(rule, dtype, lists, settings, threads);
+    define(m, "optimizer_step_32bit",
+           [&kernels](std::string_view rule, std::string_view dtype, Lists lists, Address step, Address lr,
+                      Settings settings, double max_unorm, double param_norm, int threads) {
+               const Call call(rule, dtype, lists, step, lr, settings, threads);
+               const bool limited = max_unorm > 0;
+               std::vector<double> sums(limited ? static_cast<std::size_t>(2 * call.step().blocks) : 0);
+               std::vector<float> step_sizes(limited ? static_cast<std::size_t>(call.step().count) : 0);
+               kernels.optimizer_step_32bit(call.step(), {max_unorm, param_norm, sums.data(), step_sizes.data()});
+           });
+    define(
+        m, "optimizer_step_8bit_blockwise",
+        [&kernels](std::string_view rule, std::string_view dtype, Lists lists, Address step, Address lr,
+                   Settings settings, Address map1, std::int64_t size1, Address map2, std::int64_t size2, int threads) {
+            const Call call(rule, dtype, lists, step, lr, settings, threads);
+            kernels.optimizer_step_8bit_blockwise(call.step(), codebook(map1, size1), codebook(map2, size2));
+        });
+    define(
+        m, "optimizer_step_8bit",
+        [&kernels](std::string_view rule, std::string_view dtype, Lists lists, Address step, Address lr,
+                   Settings settings, Address map1, std::int64_t size1, Address map2, std::int64_t size2, int threads) {
+            const Call call(rule, dtype, lists, step, lr, settings, threads);
             std::vector<float> scratch(static_cast<std::size_t>(kScratch8bit * call.step().blocks));
-            const py::gil_scoped_release release;
-            kernels.optimizer_step_8bit(call.step(), codebook(map1), codebook(map2), scratch.data());
-        },
-        py::arg("rule"), py::arg("dtype"), py::arg("lists"), py::arg("settings"), py::arg("map1"), py::arg("map2"),
-        py::arg("threads"));
+            kernels.optimizer_step_8bit(call.step(), codebook(map1, size1), codebook(map2, size2), scratch.data());
+        });
 }
 
 }  // namespace bnb_core

@@ -1,5 +1,6 @@
 // Calls of an operator with a signature seen before, without a line of Python: the outputs are allocated as they were,
-// and the one kernel call that was made then is made again with the addresses of now.
+// and the one kernel call that was made then is made again with the addresses of now. Of tensors that it writes to the
+// versions are bumped, as the kernel's own entry does.
 #include <array>
 #include <memory>
 #include <mutex>
@@ -14,10 +15,11 @@
 namespace bnb_core {
 namespace {
 
-constexpr std::size_t kMost = 16;  // arguments, outputs, and addresses of a call
+constexpr std::size_t kMostOutputs = 16;
 constexpr std::size_t kMostSignatures = 1024;
+constexpr std::size_t kMostBytes = 1 << 22;  // of signatures: that of lists holds each of their tensors
 
-using Addresses = std::array<Address, kMost>;
+using Addresses = std::vector<Address>;
 
 py::object checked(PyObject* result) {
     if (result == nullptr) throw py::error_already_set();
@@ -32,7 +34,7 @@ py::object call(const py::object& function, const T&... args) {
 
 // How to make a call of one signature again.
 struct Known {
-    // Where an address comes from: an argument, an output, or nowhere (it is 0).
+    // Where an address comes from: a tensor among the arguments, an output, or nowhere (it is 0).
     struct Source {
         enum { argument, output, none } kind;
         std::size_t index;
@@ -54,22 +56,29 @@ class Replay {
   public:
     // entry: the operator, in Python. settled(*args): the counts and the name of the kernel that runs for all calls of
     // this signature while the epoch, an attribute of settings, is the same; None where there is no such kernel.
+    // written: positions of the arguments, tensors or lists of them, that the operator writes to.
     Replay(Reader reader, py::object entry, py::object settled, py::object settings, py::object num_threads,
-           py::object empty)
+           py::object bump, py::object empty, std::vector<Py_ssize_t> written)
         : reader_(std::move(reader)),
           entry_(std::move(entry)),
           settled_(std::move(settled)),
           settings_(std::move(settings)),
           num_threads_(std::move(num_threads)),
-          empty_(std::move(empty)) {}
+          bump_(std::move(bump)),
+          empty_(std::move(empty)),
+          written_(std::move(written)) {}
 
     py::object operator()(PyObject* const* args, Py_ssize_t count) {
         std::string signature;
-        Addresses places{};
+        Addresses places;
         if (!read(args, count, signature, places)) return slow(args, count);
         const long long epoch = this->epoch();
         const std::shared_ptr<const Known> known = find(signature);
-        if (known != nullptr && known->epoch == epoch) return repeat(*known, places);
+        if (known != nullptr && known->epoch == epoch) {
+            py::object result = repeat(*known, places);
+            for (const Py_ssize_t i : written_) bump(args[i]);
+            return result;
+        }
         Recorder recorder;
         py::object result = slow(args, count);
         if (recorder.count == 1 && recorder.last != nullptr) {
@@ -81,12 +90,18 @@ class Replay {
 
   private:
     bool read(PyObject* const* args, Py_ssize_t count, std::string& signature, Addresses& places) const {
-        if (static_cast<std::size_t>(count) > kMost) return false;
         signature.reserve(256);
+        places.reserve(16);
         for (Py_ssize_t i = 0; i < count; ++i) {
-            if (!reader_.argument(args[i], signature, places[static_cast<std::size_t>(i)])) return false;
+            if (!reader_.argument(args[i], signature, places)) return false;
         }
         return true;
+    }
+
+    void bump(PyObject* written) const {
+        if (written == Py_None) return;
+        const auto tensors = py::reinterpret_borrow<py::object>(written);
+        call(bump_, reader_.is_tensor(written) ? py::make_tuple(tensors) : tensors);
     }
 
     py::object slow(PyObject* const* args, Py_ssize_t count) const {
@@ -106,14 +121,20 @@ class Replay {
     void remember(const std::string& signature, std::shared_ptr<const Known> known) {
         std::unordered_map<std::string, std::shared_ptr<const Known>> dropped;  // destroyed without the lock
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (known_.size() >= kMostSignatures) known_.swap(dropped);
-        std::swap(known_[signature], known);
+        if (known_.size() >= kMostSignatures || bytes_ >= kMostBytes) {
+            known_.swap(dropped);
+            bytes_ = 0;
+        }
+        std::shared_ptr<const Known>& place = known_[signature];
+        if (place == nullptr) bytes_ += signature.size();
+        std::swap(place, known);
     }
 
     py::object repeat(const Known& known, const Addresses& places) const {
         count_call(known);
-        std::array<py::object, kMost> outputs;
-        Addresses made{}, addresses{};
+        std::array<py::object, kMostOutputs> outputs;
+        std::array<Address, kMostOutputs> made{};
+        Addresses addresses(known.sources.size());
         for (std::size_t i = 0; i < known.outputs.size(); ++i) {
             const Known::Output& output = known.outputs[i];
             outputs[i] = output.size ? call(empty_, output.size, output.stride, output.dtype) : py::none();
@@ -128,6 +149,7 @@ class Replay {
         }
         known.call->repeat(addresses.data(), call(num_threads_).cast<int>());
         if (known.single) return outputs[0];
+        if (known.outputs.empty()) return py::none();
         py::tuple result(known.outputs.size());
         for (std::size_t i = 0; i < result.size(); ++i) result[i] = std::move(outputs[i]);
         return std::move(result);
@@ -158,9 +180,11 @@ class Replay {
             const Known::Source source{Known::Source::argument, i};
             if (places[i] != 0 && !sources.insert({places[i], source}).second) return nullptr;
         }
-        if (!known->single && PyTuple_Check(result.ptr()) == 0) return nullptr;
-        const auto outputs = known->single ? py::make_tuple(result) : py::reinterpret_borrow<py::tuple>(result);
-        if (outputs.size() > kMost || recorded->addresses().size() > kMost) return nullptr;
+        if (!known->single && !result.is_none() && PyTuple_Check(result.ptr()) == 0) return nullptr;
+        const py::tuple outputs = known->single      ? py::make_tuple(result)
+                                  : result.is_none() ? py::tuple()
+                                                     : py::reinterpret_borrow<py::tuple>(result);
+        if (outputs.size() > kMostOutputs) return nullptr;
         std::size_t unwritten = 0;
         for (const py::handle output : outputs) {
             const Known::Source source{Known::Source::output, known->outputs.size()};
@@ -194,10 +218,12 @@ class Replay {
     }
 
     Reader reader_;
-    py::object entry_, settled_, settings_, num_threads_, empty_;
+    py::object entry_, settled_, settings_, num_threads_, bump_, empty_;
+    std::vector<Py_ssize_t> written_;
     py::object name_of_epoch_ = checked(PyUnicode_InternFromString("epoch"));
     mutable std::mutex mutex_;
     std::unordered_map<std::string, std::shared_ptr<const Known>> known_;
+    std::size_t bytes_ = 0;  // of the signatures in known_
 };
 
 }  // namespace
@@ -205,15 +231,19 @@ class Replay {
 void bind_replay(py::module_& m) {
     m.def(
         "replay",
-        [](py::object entry, py::object settled, py::object settings, const py::object& torch,
-           py::object empty) -> py::object {
+        [](py::object entry, py::object settled, py::object settings, const py::object& torch, py::object empty,
+           const py::tuple& written) -> py::object {
             Reader reader(torch);
             if (!reader.available()) return entry;
+            std::vector<Py_ssize_t> positions;
+            for (const py::handle position : written) positions.push_back(position.cast<Py_ssize_t>());
             return function("replay", std::make_unique<Replay>(std::move(reader), std::move(entry), std::move(settled),
                                                                std::move(settings), torch.attr("get_num_threads"),
-                                                               std::move(empty)));
+                                                               torch.attr("_C").attr("_increment_version"),
+                                                               std::move(empty), std::move(positions)));
         },
         py::arg("entry"), py::arg("settled"), py::arg("settings"), py::arg("torch"), py::arg("empty"),
+        py::arg("written"),
         "What stands before the entry of an operator; the entry itself where torch is too old for it.");
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "dlpack.h"
 #include "function.h"
@@ -25,7 +26,8 @@ inline Address address(const dlpack::Tensor& tensor) {
     return tensor.data == nullptr ? 0 : reinterpret_cast<Address>(tensor.data) + tensor.byte_offset;
 }
 
-// Knows contiguous tensors in the memory of the CPU, numbers, strings, dtypes, None and lists of whole numbers.
+// Knows contiguous tensors in the memory of the CPU and lists of them, numbers, strings, dtypes, None and lists of
+// whole numbers.
 class Reader {
   public:
     explicit Reader(const py::object& torch) : tensor_(torch.attr("Tensor")), dtype_(torch.attr("dtype")) {
@@ -50,22 +52,18 @@ class Reader {
         return false;
     }
 
-    // Appends the signature of an argument, and gives the address of a tensor. False for what has none.
-    bool argument(PyObject* object, std::string& signature, Address& place) const {
-        place = 0;
-        if (is_tensor(object)) {
-            dlpack::Tensor found{};
-            if (!tensor(object, found) || found.device_type != dlpack::kCpu || !contiguous(found)) return false;
-            append(signature, 'T', found.dtype, found.ndim);
-            signature.append(reinterpret_cast<const char*>(found.shape), sizeof(std::int64_t) * found.ndim);
-            place = address(found);
-            return true;
-        }
+    // Appends the signature of an argument, and the addresses of its tensors. False for what has no signature.
+    bool argument(PyObject* object, std::string& signature, std::vector<Address>& places) const {
+        if (is_tensor(object)) return placed_tensor(object, signature, places);
         if (object == Py_None) {
             signature += 'N';
             return true;
         }
         if (PyLong_CheckExact(object)) return whole(object, signature);
+        if (PyBool_Check(object)) {
+            signature += object == Py_True ? '1' : '0';
+            return true;
+        }
         if (PyUnicode_CheckExact(object)) {
             Py_ssize_t size = 0;
             const char* data = PyUnicode_AsUTF8AndSize(object, &size);
@@ -82,10 +80,31 @@ class Reader {
             append(signature, 'f', PyFloat_AS_DOUBLE(object));
             return true;
         }
-        return PyList_CheckExact(object) && whole_numbers(object, signature);
+        if (!PyList_CheckExact(object)) return false;
+        const bool of_tensors = PyList_GET_SIZE(object) > 0 && is_tensor(PyList_GET_ITEM(object, 0));
+        return of_tensors ? placed_tensors(object, signature, places) : whole_numbers(object, signature);
     }
 
   private:
+    bool placed_tensor(PyObject* object, std::string& signature, std::vector<Address>& places) const {
+        dlpack::Tensor found{};
+        if (!tensor(object, found) || found.device_type != dlpack::kCpu || !contiguous(found)) return false;
+        append(signature, 'T', found.dtype, found.ndim);
+        signature.append(reinterpret_cast<const char*>(found.shape), sizeof(std::int64_t) * found.ndim);
+        places.push_back(address(found));
+        return true;
+    }
+
+    bool placed_tensors(PyObject* list, std::string& signature, std::vector<Address>& places) const {
+        const Py_ssize_t size = PyList_GET_SIZE(list);
+        append(signature, 'L', size);
+        for (Py_ssize_t i = 0; i < size; ++i) {
+            PyObject* item = PyList_GET_ITEM(list, i);
+            if (!is_tensor(item) || !placed_tensor(item, signature, places)) return false;
+        }
+        return true;
+    }
+
     template <class... T>
     static void append(std::string& signature, char kind, const T&... values) {
         signature += kind;
