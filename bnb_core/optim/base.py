@@ -150,49 +150,53 @@ class KBitOptimizer(torch.optim.Optimizer):
 
         `torch.compile` knows this method of torch's optimizers by name, and calls it without tracing it.
         """
-        params = group["params"]
         overrides = GlobalOptimManager.get_instance().overrides(group, self.param_groups)
         new_clocks: dict[torch.device, Tensor] = {}
         waiting: set[int] = set()
         found: dict[tuple[Any, ...], _Alike] = {}
-        for i, p in enumerate(params):
-            own = self.state.get(p)
-            if p.grad is None:
+        for i, p in enumerate(group["params"]):
+            grad, own = p.grad, self.state.get(p)
+            if grad is None:
                 if own:
                     waiting.add(id(own["step"]))
                 continue
-            self._check_gradient(p, p.grad)
-            override = overrides[i] if overrides else {}
-            settings = group
-            if override:
-                settings = group | override
-                self._check(settings)
+            if grad.layout is not torch.strided or grad.dtype is not p.dtype:
+                self._refuse_gradient(p, grad)
+            override = overrides[i] if overrides else None
             if not own:
-                own = self._new_state(p, settings)
+                own = self._new_state(p, group | override if override else group)
                 if p.device not in new_clocks:
                     new_clocks[p.device] = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p] = own = {"step": new_clocks[p.device]} | own
-            elif group["is_paged"]:
-                prefetch(own, p.device)
-            if settings["max_unorm"] > 0 and "unorm_vec" not in own:
-                own["unorm_vec"] = torch.zeros(1, dtype=torch.float32, device=p.device)
-            if settings["percentile_clipping"] < GNORM_HISTORY and "gnorm_vec" not in own:
-                own["gnorm_vec"] = states.new_gradient_norms(p.device)
             # A step counter belongs to one device.
-            key = (id(own["step"]), p.dtype, "qmap1" in own, "max1" in own, str(override) if override else "")
-            if key not in found:
-                found[key] = _Alike(own["step"], override)
-            found[key].members.append((p, own))
+            key = (id(own["step"]), p.dtype, "absmax1" in own, "max1" in own, str(override) if override else None)
+            alike = found.get(key)
+            if alike is None:
+                found[key] = alike = _Alike(own["step"], override or {})
+            alike.members.append((p, own))
         self._split_clocks(found.values(), waiting)
+        for alike in found.values():
+            self._complete(alike, group | alike.override)
         _fill(Bundles(*lists), found.values())
 
-    def _check_gradient(self, p: Tensor, gradient: Tensor) -> None:
-        if gradient.layout is not torch.strided:
-            raise RuntimeError(f"{type(self).__name__} takes dense gradients, got a sparse one of {tuple(p.shape)}")
-        if gradient.dtype is not p.dtype:
-            raise RuntimeError(
-                f"{type(self).__name__} takes gradients of the parameter's dtype {p.dtype}, got one of {gradient.dtype}"
-            )
+    def _complete(self, alike: _Alike, settings: dict[str, Any]) -> None:
+        """Adds to states what options need that can change between steps, and brings paged ones to the device."""
+        if alike.override:
+            self._check(settings)
+        device = alike.clock.device
+        for _, own in alike.members:
+            if settings["max_unorm"] > 0 and "unorm_vec" not in own:
+                own["unorm_vec"] = torch.zeros(1, dtype=torch.float32, device=device)
+            if settings["percentile_clipping"] < GNORM_HISTORY and "gnorm_vec" not in own:
+                own["gnorm_vec"] = states.new_gradient_norms(device)
+            if settings["is_paged"]:
+                prefetch(own, device)
+
+    def _refuse_gradient(self, p: Tensor, grad: Tensor) -> None:
+        name = type(self).__name__
+        if grad.layout is not torch.strided:
+            raise RuntimeError(f"{name} takes dense gradients, got a sparse one of {tuple(p.shape)}")
+        raise RuntimeError(f"{name} takes gradients of the parameter's dtype {p.dtype}, got one of {grad.dtype}")
 
     def _split_clocks(self, found: Iterable[_Alike], waiting: set[int]) -> None:
         """Gives parameters that take this step counters of their own where others that share theirs do not."""
@@ -214,6 +218,7 @@ class KBitOptimizer(torch.optim.Optimizer):
 
     def _new_state(self, p: Tensor, settings: dict[str, Any]) -> State:
         """Zeroed state of one parameter, without `step`."""
+        self._check(settings)
         form = self._form(p, settings)
         if sharding.is_sharded(p):
             self._check_sharded(form, settings)
@@ -438,7 +443,7 @@ def _fill(bundles: Bundles, found: Iterable[_Alike]) -> None:
     for alike in found:
         params: list[Any] = [p for p, _ in alike.members]
         grads: list[Any] = [p.grad for p in params]
-        if any(map(sharding.is_sharded, params)):
+        if sharding.is_imported() and any(map(sharding.is_sharded, params)):
             grads = [sharding.local(g, like=p) for p, g in zip(params, grads, strict=True)]
             params = [sharding.local(p) for p in params]
         bundles.params.extend(params)

@@ -22,10 +22,14 @@ from . import state as states
 from .state import State
 
 
+def is_imported() -> bool:
+    """True if there can be DTensors; torch.distributed is not imported to find out."""
+    return "torch.distributed.tensor" in sys.modules
+
+
 def is_sharded(tensor: Any) -> bool:
-    """True for a DTensor; torch.distributed is not imported to find out."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    """True for a DTensor."""
+    return is_imported() and isinstance(tensor, sys.modules["torch.distributed.tensor"].DTensor)
 
 
 def local(tensor: Any, like: Any = None) -> Tensor:
