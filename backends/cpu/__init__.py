@@ -67,7 +67,7 @@ KERNELS = _rows()
 
 
 def shortcut(op: str, call: Callable[..., Any], settled: Callable[..., Any]) -> Callable[..., Any]:
-    """What torch calls for an operator: see `replay`."""
-    from .replay import replayed
+    """What torch calls for an operator: see `repeated`."""
+    from .repeated import without_python
 
-    return replayed(op, call, settled)
+    return without_python(op, call, settled)

@@ -6,7 +6,7 @@ LEVELS: dict[str, str]
 
 def __getattr__(level: str) -> ModuleType: ...
 def threading() -> str: ...
-def replay(
+def without_python(
     entry: Callable[..., Any],
     settled: Callable[..., Any],
     settings: object,

@@ -33,6 +33,6 @@ void bind_fourbit(py::module_& m, const Kernels& kernels);
 void bind_int8(py::module_& m, const Kernels& kernels);
 void bind_optimizer(py::module_& m, const Kernels& kernels);
 void bind_statistics(py::module_& m, const Kernels& kernels);
-void bind_replay(py::module_& m);
+void bind_repeated(py::module_& m);
 
 }  // namespace bnb_core

@@ -8,7 +8,7 @@
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
     m.doc() = "Kernels of bnb_core for CPUs, a submodule for each level of instructions.";
     m.def("threading", bnb_core::threading, "How kernels run on several threads.");
-    bnb_core::bind_replay(m);
+    bnb_core::bind_repeated(m);
     py::dict missing;
     for (const bnb_core::Level& level : bnb_core::levels()) {
         missing[level.name] = level.missing;

@@ -52,13 +52,13 @@ struct Known {
 };
 
 // What stands before the entry of an operator.
-class Replay {
+class RepeatedCalls {
   public:
     // entry: the operator, in Python. settled(*args): the counts and the name of the kernel that runs for all calls of
     // this signature while the epoch, an attribute of settings, is the same; None where there is no such kernel.
     // written: positions of the arguments, tensors or lists of them, that the operator writes to.
-    Replay(Reader reader, py::object entry, py::object settled, py::object settings, py::object num_threads,
-           py::object bump, py::object empty, std::vector<Py_ssize_t> written)
+    RepeatedCalls(Reader reader, py::object entry, py::object settled, py::object settings, py::object num_threads,
+                  py::object bump, py::object empty, std::vector<Py_ssize_t> written)
         : reader_(std::move(reader)),
           entry_(std::move(entry)),
           settled_(std::move(settled)),
@@ -228,19 +228,20 @@ class Replay {
 
 }  // namespace
 
-void bind_replay(py::module_& m) {
+void bind_repeated(py::module_& m) {
     m.def(
-        "replay",
+        "without_python",
         [](py::object entry, py::object settled, py::object settings, const py::object& torch, py::object empty,
            const py::tuple& written) -> py::object {
             Reader reader(torch);
             if (!reader.available()) return entry;
             std::vector<Py_ssize_t> positions;
             for (const py::handle position : written) positions.push_back(position.cast<Py_ssize_t>());
-            return function("replay", std::make_unique<Replay>(std::move(reader), std::move(entry), std::move(settled),
-                                                               std::move(settings), torch.attr("get_num_threads"),
-                                                               torch.attr("_C").attr("_increment_version"),
-                                                               std::move(empty), std::move(positions)));
+            return function("without_python",
+                            std::make_unique<RepeatedCalls>(std::move(reader), std::move(entry), std::move(settled),
+                                                            std::move(settings), torch.attr("get_num_threads"),
+                                                            torch.attr("_C").attr("_increment_version"),
+                                                            std::move(empty), std::move(positions)));
         },
         py::arg("entry"), py::arg("settled"), py::arg("settings"), py::arg("torch"), py::arg("empty"),
         py::arg("written"),

@@ -32,8 +32,8 @@ OPS = frozenset(
 _empty_strided = getattr(getattr(torch._C._dynamo, "guards", None), "_empty_strided_cpu", None)
 
 
-def replayed(op: str, call: Callable[..., Any], settled: Callable[..., Any]) -> Callable[..., Any]:
+def without_python(op: str, call: Callable[..., Any], settled: Callable[..., Any]) -> Callable[..., Any]:
     """What torch calls for an operator: calls of settled signatures are repeated, others go to `call`."""
     if op not in OPS or _empty_strided is None:
         return call
-    return _native.replay(call, settled, settings, torch, _empty_strided, OPS_BY_NAME[op].mutated)
+    return _native.without_python(call, settled, settings, torch, _empty_strided, OPS_BY_NAME[op].mutated)

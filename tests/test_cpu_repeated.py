@@ -18,7 +18,7 @@ if find_spec("bnb_core.backends.cpu._native") is None:
     pytest.skip("bnb_core was installed without native kernels", allow_module_level=True)
 
 import bnb_core
-from bnb_core.backends.cpu import _native, replay
+from bnb_core.backends.cpu import _native, repeated
 from bnb_core.backends.cpu.levels import AVAILABLE
 from bnb_core.ops_registry import (
     OPS,
@@ -86,8 +86,8 @@ class PythonCalls:
             self.names.append(frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name)
 
 
-RETURNING = sorted(name for name in replay.OPS if not OPS[name].mutated)
-WRITING = sorted(name for name in replay.OPS if OPS[name].mutated)
+RETURNING = sorted(name for name in repeated.OPS if not OPS[name].mutated)
+WRITING = sorted(name for name in repeated.OPS if OPS[name].mutated)
 
 
 def cases(names: list[str]) -> Iterator[Any]:
@@ -130,7 +130,7 @@ def is_plain(argument: Any) -> bool:
     return all(t.is_contiguous() and t.numel() for t in tensors) and len({t.dtype for t in tensors}) < 2
 
 
-@pytest.mark.parametrize("name", sorted(replay.OPS))
+@pytest.mark.parametrize("name", sorted(repeated.OPS))
 def test_it_runs_no_python(name: str) -> None:
     op = OPS[name]
     call = overload(op)
@@ -197,11 +197,11 @@ def test_threads_are_those_of_now() -> None:
     like_torch: Any = SimpleNamespace(Tensor=Tensor, dtype=torch.dtype, get_num_threads=get_num_threads, _C=torch._C)
     entry = kernel(OPS["dequantize_blockwise"])
     empty = torch._C._dynamo.guards._empty_strided_cpu
-    call = _native.replay(entry, lambda *args: (counts, "cpu/any"), settings, like_torch, empty, ())
+    call = _native.without_python(entry, lambda *args: (counts, "cpu/any"), settings, like_torch, empty, ())
     args = dequantize_args()
     expected = entry(*args)
-    for repeated in range(4):
-        assert len(asked) == max(0, repeated - 1)
+    for before in range(4):
+        assert len(asked) == max(0, before - 1)
         assert_same(call(*args), expected)
     assert counts == {"cpu/any": 3}
     settings.epoch = 2
@@ -213,7 +213,7 @@ def test_an_older_torch_keeps_the_python_way() -> None:
     def entry() -> None: ...
 
     like_torch: Any = SimpleNamespace(Tensor=SimpleNamespace(), dtype=torch.dtype, get_num_threads=lambda: 1)
-    assert _native.replay(entry, entry, SimpleNamespace(epoch=1), like_torch, entry, ()) is entry
+    assert _native.without_python(entry, entry, SimpleNamespace(epoch=1), like_torch, entry, ()) is entry
 
 
 def test_the_result_is_of_the_mode_it_was_made_in() -> None:
