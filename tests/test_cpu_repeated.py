@@ -209,6 +209,21 @@ def test_threads_are_those_of_now() -> None:
     assert len(asked) == 3, "a new epoch did not ask the entry"
 
 
+def test_what_cannot_be_repeated_is_found_out_once() -> None:
+    asked: list[int] = []
+    settings = SimpleNamespace(epoch=1)
+    entry = kernel(OPS["dequantize_blockwise"])
+    empty = torch._C._dynamo.guards._empty_strided_cpu
+    call = _native.without_python(entry, lambda *args: asked.append(1), settings, torch, empty, ())
+    args = dequantize_args()
+    for _ in range(3):
+        assert_same(call(*args), entry(*args))
+    assert len(asked) == 1
+    settings.epoch = 2
+    call(*args)
+    assert len(asked) == 2, "a new epoch may have another kernel"
+
+
 def test_an_older_torch_keeps_the_python_way() -> None:
     def entry() -> None: ...
 

@@ -44,8 +44,8 @@ struct Known {
     };
 
     long long epoch;
-    py::object calls, kernel;  // the count of calls stands at calls[kernel]
-    std::unique_ptr<RecordedCall> call;
+    py::object calls, kernel;            // the count of calls stands at calls[kernel]
+    std::unique_ptr<RecordedCall> call;  // none for a call that cannot be made again
     std::vector<Source> sources;
     std::vector<Output> outputs;
     bool single;
@@ -75,16 +75,17 @@ class RepeatedCalls {
         const long long epoch = this->epoch();
         const std::shared_ptr<const Known> known = find(signature);
         if (known != nullptr && known->epoch == epoch) {
+            if (known->call == nullptr) return slow(args, count);
             py::object result = repeat(*known, places);
             for (const Py_ssize_t i : written_) bump(args[i]);
             return result;
         }
         Recorder recorder;
         py::object result = slow(args, count);
-        if (recorder.count == 1 && recorder.last != nullptr) {
-            auto fresh = learn(args, count, places, std::move(recorder.last), result, epoch);
-            if (fresh != nullptr) remember(signature, std::move(fresh));
-        }
+        auto fresh = recorder.count == 1 && recorder.last != nullptr
+                         ? learn(args, count, places, std::move(recorder.last), result, epoch)
+                         : never(epoch);
+        if (fresh != nullptr) remember(signature, std::move(fresh));
         return result;
     }
 
@@ -163,6 +164,13 @@ class RepeatedCalls {
         if (PyDict_SetItem(known.calls.ptr(), known.kernel.ptr(), after.ptr()) != 0) throw py::error_already_set();
     }
 
+    // For a signature whose calls are not one native call, as a rule.
+    static std::shared_ptr<const Known> never(long long epoch) {
+        auto known = std::make_shared<Known>();
+        known->epoch = epoch;
+        return known;
+    }
+
     // None where the call cannot be repeated: an address in it is that of no argument and no output, or of two, or an
     // output is not written by it.
     std::shared_ptr<const Known> learn(PyObject* const* args, Py_ssize_t count, const Addresses& places,
@@ -170,7 +178,7 @@ class RepeatedCalls {
                                        long long epoch) const {
         const py::object settled =
             checked(PyObject_Vectorcall(settled_.ptr(), args, static_cast<std::size_t>(count), nullptr));
-        if (settled.is_none()) return nullptr;
+        if (settled.is_none()) return never(epoch);
         auto known = std::make_shared<Known>();
         known->epoch = epoch;
         std::tie(known->calls, known->kernel) = settled.cast<std::tuple<py::object, py::object>>();
