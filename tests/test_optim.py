@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,11 @@ def test_only_what_is_asked_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "bnb_core.optim.lion" in done.stdout
-    assert not any(f"optim.{other}'" in done.stdout for other in ("adam", "lars", "create", "rmsprop"))
+    assert not any(f"optim.{other}'" in done.stdout for other in ("adam", "lars", "factory", "rmsprop"))
+
+
+def test_no_module_has_the_name_of_a_class_or_function() -> None:
+    assert not {module.name for module in pkgutil.iter_modules(optim.__path__)} & set(optim.__all__)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         PagedAdEMAMix32bit,
     )
     from .base import KBitOptimizer
-    from .create import create
+    from .factory import create
     from .lamb import LAMB, LAMB8bit, LAMB32bit
     from .lars import LARS, LARS8bit, LARS32bit, PytorchLARS
     from .lion import Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit
@@ -91,7 +91,7 @@ _MODULES = {
     "GlobalOptimManager": "overrides",
     "KBitOptimizer": "base",
     "PytorchLARS": "lars",
-    "create": "create",
+    "create": "factory",
 }
 
 
