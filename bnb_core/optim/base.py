@@ -183,14 +183,12 @@ class KBitOptimizer(torch.optim.Optimizer):
         """Adds to states what options need that can change between steps, and brings paged ones to the device."""
         if alike.override:
             self._check(settings)
-        device = alike.clock.device
-        for _, own in alike.members:
-            if settings["max_unorm"] > 0 and "unorm_vec" not in own:
-                own["unorm_vec"] = torch.zeros(1, dtype=torch.float32, device=device)
-            if settings["percentile_clipping"] < GNORM_HISTORY and "gnorm_vec" not in own:
-                own["gnorm_vec"] = states.new_gradient_norms(device)
+        with_norms = settings["max_unorm"] > 0 or settings["percentile_clipping"] < GNORM_HISTORY
+        for p, own in alike.members:
+            if with_norms:
+                self._add_norms(p, own, settings)
             if settings["is_paged"]:
-                prefetch(own, device)
+                prefetch(own, alike.clock.device)
 
     def _refuse_gradient(self, p: Tensor, grad: Tensor) -> None:
         name = type(self).__name__
@@ -220,19 +218,24 @@ class KBitOptimizer(torch.optim.Optimizer):
         """Zeroed state of one parameter, without `step`."""
         self._check(settings)
         form = self._form(p, settings)
-        if sharding.is_sharded(p):
-            self._check_sharded(form, settings)
-            p = sharding.local(p)
+        p = sharding.local(p)
         zeros = state_memory(p.device, settings["is_paged"])
         return states.zeroed(self.rule, form, p.shape, p.device, zeros)
 
-    def _check_sharded(self, form: StateFormat, settings: dict[str, Any]) -> None:
-        for name, off in (("max_unorm", 0 if form is FP32 else settings["max_unorm"]), ("percentile_clipping", 100)):
-            if settings[name] != off:
-                raise ValueError(
-                    f"{name} is {settings[name]}, expected {off} for a sharded parameter, of whose norm each process "
-                    "knows its part"
-                )
+    def _add_norms(self, p: Tensor, own: State, settings: dict[str, Any]) -> None:
+        """Adds to a state what limits by norms need, of the update or of past gradients."""
+        if sharding.is_sharded(p):
+            limit = 0 if "qmap1" not in own else settings["max_unorm"]
+            for name, off in (("max_unorm", limit), ("percentile_clipping", GNORM_HISTORY)):
+                if settings[name] != off:
+                    raise ValueError(
+                        f"{name} is {settings[name]}, expected {off} for a sharded parameter, of whose norm each "
+                        "process knows its part"
+                    )
+        if settings["max_unorm"] > 0 and "unorm_vec" not in own:
+            own["unorm_vec"] = torch.zeros(1, dtype=torch.float32, device=p.device)
+        if settings["percentile_clipping"] < GNORM_HISTORY and "gnorm_vec" not in own:
+            own["gnorm_vec"] = states.new_gradient_norms(p.device)
 
     # -- the update --------------------------------------------------------------------------------------------------
 

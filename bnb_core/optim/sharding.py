@@ -8,10 +8,8 @@ saved as fp32 values and quantized again when it is loaded.
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,7 +31,12 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def local(tensor: Any, like: Any = None) -> Tensor:
-    """The shard of this process, without a copy; of a tensor that is placed as `like` is, or is then placed so."""
+    """The shard of this process, without a copy; of a tensor that is placed as `like` is, or is then placed so.
+
+    A tensor that is not sharded is its own shard.
+    """
+    if not is_sharded(tensor):
+        return tensor
     if like is not None and tensor.placements != like.placements:
         tensor = tensor.redistribute(like.device_mesh, like.placements)
     return tensor.to_local()
@@ -41,41 +44,43 @@ def local(tensor: Any, like: Any = None) -> Tensor:
 
 def saved(rule: str, p: Any, state: State) -> State:
     """The state of a shard as DTensors, without `step`."""
-    if states.form_of(state) is FP32 or (states.form_of(state) is BLOCKWISE and _has_whole_rows(p)):
-        kept = state
-    else:
-        blocksize = states.form_of(state).blocksize
-        kept = {f"state{i}": states.values(state, i, rule, blocksize) for i in states.numbers(rule)}
-    result: State = {}
-    for i in states.numbers(rule):
-        lead = states.leading(rule, i)
-        result[f"state{i}"] = _whole(kept[f"state{i}"], p, lead, p.shape)
-        if f"qmap{i}" in kept:
-            result[f"qmap{i}"] = kept[f"qmap{i}"]
-            rows = _rows_of_scales(p)
-            scales = kept[f"absmax{i}"].reshape(*lead, p.to_local().shape[0], rows[1])
-            result[f"absmax{i}"] = _whole(scales, p, lead, rows)
+    form = states.form_of(state)
+    if form is not FP32 and not (form is BLOCKWISE and _has_whole_rows(p)):
+        state = {f"state{i}": states.values(state, i, rule, form.blocksize) for i in states.numbers(rule)}
+    result = {key: value for key, value in state.items() if key.startswith("qmap")}
+    for key, (lead, shape) in _shapes(rule, p).items():
+        if key in state:
+            rows = (*lead, p.to_local().shape[0], *shape[1:])
+            shard = state[key].reshape(rows) if key.startswith("absmax") else state[key]
+            result[key] = _whole(shard, p, lead, shape)
     return result
 
 
 def local_state(name: str, rule: str, form: StateFormat, p: Any, found: State) -> State:
     """The part of a saved state, of DTensors or of full tensors, that belongs to the shard of this process."""
-    if not any(map(is_sharded, found.values())):
-        # The whole state, as one process saves it. What blocks straddle rows is cut as values, not as codes.
+    if not _is_as_saved(rule, p, found):
+        # Blocks that straddle shards are cut as values, not as codes.
         keep = BLOCKWISE if form is BLOCKWISE and _has_whole_rows(p) else FP32
-        found = states.loaded(name, rule, keep, p.shape, found) | {"step": found["step"]}
-    result = dict(found)
-    for i in states.numbers(rule):
-        lead = states.leading(rule, i)
-        for key, shape in ((f"state{i}", p.shape), (f"absmax{i}", _rows_of_scales(p))):
-            if isinstance(found.get(key), Tensor):
-                result[key] = _placed(found[key], p, lead, shape)
-    return result
+        others = {key: value for key, value in found.items() if key not in states.TENSOR_KEYS}
+        found = others | states.loaded(name, rule, keep, p.shape, unsharded(found))
+    shapes = _shapes(rule, p)
+    return found | {key: _placed(found[key], p, *at) for key, at in shapes.items() if key in found}
 
 
 def unsharded(found: State) -> State:
     """A saved state with full tensors in place of DTensors; all processes have to call it."""
     return {key: value.full_tensor() if is_sharded(value) else value for key, value in found.items()}
+
+
+def _is_as_saved(rule: str, p: Any, found: State) -> bool:
+    """True if a state is as `saved` makes it for a parameter like p, whatever the number of processes was."""
+    for key, (lead, shape) in _shapes(rule, p).items():
+        tensor = found.get(key)
+        if tensor is not None and not (
+            is_sharded(tensor) and tensor.shape == (*lead, *shape) and tensor.device_mesh == p.device_mesh
+        ):
+            return False
+    return "qmap1" not in found or _has_whole_rows(p)
 
 
 def _has_whole_rows(p: Any) -> bool:
@@ -86,22 +91,28 @@ def _has_whole_rows(p: Any) -> bool:
     return rows_only and p.ndim > 1 and math.prod(p.shape[1:]) % STATE_BLOCKSIZE == 0
 
 
-def _rows_of_scales(p: Any) -> tuple[int, int]:
-    return p.shape[0], math.prod(p.shape[1:]) // STATE_BLOCKSIZE
+def _shapes(rule: str, p: Any) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The shapes of what `saved` makes DTensors of, each as what stands before the sharded part, and that part."""
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for i in states.numbers(rule):
+        lead = states.leading(rule, i)
+        shapes[f"state{i}"] = lead, tuple(p.shape)
+        if _has_whole_rows(p):
+            shapes[f"absmax{i}"] = lead, (p.shape[0], math.prod(p.shape[1:]) // STATE_BLOCKSIZE)
+    return shapes
 
 
 def _placements(p: Any, lead: tuple[int, ...]) -> list[Any]:
     """Those of p, for a tensor with `lead` before its shape."""
-    if not lead:
-        return list(p.placements)
-    moved = [copy.copy(at) for at in p.placements]
-    for at in moved:
-        if hasattr(at, "dim"):
-            object.__setattr__(at, "dim", at.dim + len(lead))
-    return moved
+    return [_moved(at, len(lead)) if lead and hasattr(at, "dim") else at for at in p.placements]
 
 
-def _whole(shard: Tensor, p: Any, lead: tuple[int, ...], shape: Sequence[int]) -> Tensor:
+def _moved(at: Any, by: int) -> Any:
+    strided = {"split_factor": at.split_factor} if hasattr(at, "split_factor") else {}
+    return type(at)(at.dim + by, **strided)
+
+
+def _whole(shard: Tensor, p: Any, lead: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     size = torch.Size((*lead, *shape))
@@ -109,10 +120,10 @@ def _whole(shard: Tensor, p: Any, lead: tuple[int, ...], shape: Sequence[int]) -
     return DTensor.from_local(shard, p.device_mesh, _placements(p, lead), run_check=False, shape=size, stride=stride)
 
 
-def _placed(tensor: Any, p: Any, lead: tuple[int, ...], shape: Sequence[int]) -> Tensor:
+def _placed(tensor: Any, p: Any, lead: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     placements = _placements(p, lead)
-    if not is_sharded(tensor):
-        return distribute_tensor(tensor.reshape(*lead, *shape), p.device_mesh, placements).to_local()
-    return tensor.redistribute(p.device_mesh, placements).to_local()
+    if is_sharded(tensor):
+        return tensor.redistribute(p.device_mesh, placements).to_local()
+    return distribute_tensor(tensor.reshape(*lead, *shape), p.device_mesh, placements).to_local()

@@ -93,7 +93,7 @@ def moments(tensor: Tensor, rule: str, i: int) -> tuple[Tensor, ...]:
 def values(state: State, i: int, rule: str, blocksize: int | None) -> Tensor:
     """State `i` in fp32. blocksize: elements to a scale, None for all of them."""
     kept = state[f"state{i}"]
-    if "qmap1" not in state:
+    if "qmap1" not in state or not kept.numel():
         return kept.float()
     parts = moments(kept, rule, i)
     scales = state[f"absmax{i}" if f"absmax{i}" in state else f"max{i}"].reshape(-1).chunk(len(parts))
