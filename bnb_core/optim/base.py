@@ -314,7 +314,9 @@ class KBitOptimizer(torch.optim.Optimizer):
         """As torch's, with the tensors of each state in a dict of their own, in the public package's layout.
 
         `step` is a number. Options of the state's format are left out. The state of a sharded parameter is made of
-        DTensors, which torch.distributed.checkpoint saves and loads into any number of processes.
+        DTensors, which torch.distributed.checkpoint saves and loads into any number of processes; parameters that are
+        not sharded take such a checkpoint after `dcp_to_torch_save`, or the full state. Its option
+        `flatten_optimizer_state_dict` cannot load this layout.
         """
         saved = super().state_dict()
         numbers: dict[int, int] = {}

@@ -50,8 +50,8 @@ def saved(rule: str, p: Any, state: State) -> State:
     result = {key: value for key, value in state.items() if key.startswith("qmap")}
     for key, (lead, shape) in _shapes(rule, p).items():
         if key in state:
-            rows = (*lead, p.to_local().shape[0], *shape[1:])
-            shard = state[key].reshape(rows) if key.startswith("absmax") else state[key]
+            scales = key.startswith("absmax")
+            shard = state[key].reshape(*lead, p.to_local().shape[0], shape[1]) if scales else state[key]
             result[key] = _whole(shard, p, lead, shape)
     return result
 
@@ -126,4 +126,4 @@ def _placed(tensor: Any, p: Any, lead: tuple[int, ...], shape: tuple[int, ...]) 
     placements = _placements(p, lead)
     if is_sharded(tensor):
         return tensor.redistribute(p.device_mesh, placements).to_local()
-    return distribute_tensor(tensor.reshape(*lead, *shape), p.device_mesh, placements).to_local()
+    return distribute_tensor(tensor.reshape((*lead, *shape)), p.device_mesh, placements).to_local()
