@@ -284,19 +284,22 @@ def test_gradient_that_is_placed_otherwise(on_ranks: Any) -> None:
 
 
 def _gradient_that_is_placed_otherwise(world: int) -> None:
-    mesh = init_device_mesh("cpu", (world,))
-    value, gradient = torch.randn(8, 256), torch.randn(8, 256)
-    for tensor in (value, gradient):
-        dist.broadcast(tensor, 0)
+    """Also one that is still on its way. Half a row is a block, so bits are the same however a parameter is placed."""
+    mesh, rows, columns = init_device_mesh("cpu", (world,)), Shard(0), Shard(1)
+    generator = torch.Generator().manual_seed(6)
+    value, *gradients = (torch.randn(8, 256 * world, generator=generator) for _ in range(5))
     wanted = nn.Parameter(value.clone())
-    wanted.grad = gradient.clone()
-    optim.AdamW8bit([wanted], min_8bit_size=0).step()
-    rows, columns = Shard(0), Shard(1)
+    reference = optim.AdamW8bit([wanted], min_8bit_size=0)
+    for gradient in gradients:
+        wanted.grad = gradient.clone()
+        reference.step()
     for of_parameter, of_gradient in ((Replicate(), Partial()), (rows, Replicate()), (columns, rows), (rows, rows)):
         p = nn.Parameter(distribute_tensor(value.clone(), mesh, [of_parameter]))
-        summands = DTensor.from_local(gradient / world, mesh, [Partial()])
-        p.grad = summands.redistribute(placements=[of_gradient], async_op=True)
-        optim.AdamW8bit([p], min_8bit_size=0).step()
+        optimizer = optim.AdamW8bit([p], min_8bit_size=0)
+        for gradient in gradients:
+            summands = DTensor.from_local(gradient / world, mesh, [Partial()])
+            p.grad = summands.redistribute(placements=[of_gradient], async_op=True)
+            optimizer.step()
         assert torch.equal(p.full_tensor(), wanted), (of_parameter, of_gradient)
 
 
