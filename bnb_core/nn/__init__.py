@@ -1,11 +1,17 @@
 """Layers with quantized weights, and the parameters they hold."""
 
+from .embedding import Embedding, Embedding4bit, Embedding8bit, EmbeddingFP4, EmbeddingNF4, StableEmbedding
 from .layer import QuantizedLayer
 from .linear4bit import Linear4bit, LinearFP4, LinearNF4
 from .linear8bit import Linear8bitLt
 from .params import Int8Params, Params4bit, QuantizedParameter
 
 __all__ = [
+    "Embedding",
+    "Embedding4bit",
+    "Embedding8bit",
+    "EmbeddingFP4",
+    "EmbeddingNF4",
     "Int8Params",
     "Linear4bit",
     "Linear8bitLt",
@@ -14,4 +20,5 @@ __all__ = [
     "Params4bit",
     "QuantizedLayer",
     "QuantizedParameter",
+    "StableEmbedding",
 ]
