@@ -1,5 +1,6 @@
 """Layers with quantized weights, and the parameters they hold."""
 
+from . import parametrize
 from .embedding import Embedding, Embedding4bit, Embedding8bit, EmbeddingFP4, EmbeddingNF4, StableEmbedding
 from .layer import QuantizedLayer
 from .linear4bit import Linear4bit, LinearFP4, LinearNF4
@@ -21,4 +22,5 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedParameter",
     "StableEmbedding",
+    "parametrize",
 ]

@@ -1,0 +1,126 @@
+"""Parameters of any module in 4 bits: values, one dequantization a forward pass, moving, saving, loading."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bnb_core import functional as F
+from bnb_core import ops_registry
+from bnb_core.nn.parametrize import replace_parameter_4bit, replace_parameter_4bit_prequantized
+
+
+class Experts(torch.nn.Module):
+    """Reads its weight once for each expert."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(4, 24, 40, generator=generator).to(dtype))
+        self.bias = torch.nn.Parameter(torch.zeros(4, 24, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x @ self.weight[i].t() + self.bias[i] for i in range(4)])
+
+
+def quantized(device: torch.device, dtype: torch.dtype = torch.float32, **options: Any) -> Experts:
+    module = Experts(dtype).to(device)
+    replace_parameter_4bit(module, "weight", **options)
+    return module
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options", [{}, {"compress_statistics": True}, {"quant_type": "fp4", "blocksize": 128}], ids=str
+)
+def test_values(options: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+    weight = Experts(dtype).to(device).weight.detach()
+    module = quantized(device, dtype, **options)
+    packed, state = F.quantize_4bit(weight, **{"quant_type": "nf4"} | options)
+    assert torch.equal(module.weight, F.dequantize_4bit(packed, state))
+    assert (module.weight.shape, module.weight.dtype, module.weight.requires_grad) == (weight.shape, dtype, False)
+    assert sum(p.nbytes for p in module.parameters()) < weight.nbytes
+
+
+def test_a_forward_pass_dequantizes_once(device: torch.device) -> None:
+    module, x = quantized(device), torch.ones(3, 40, device=device, requires_grad=True)
+    ops_registry.reset_kernel_counts()
+    result = module(x)
+    counts = {op: n for (op, _, _), n in ops_registry.kernel_counts().items()}
+    assert counts["dequantize_4bit"] == 1
+    torch.testing.assert_close(result[1], x @ module.weight[1].t())
+    result.sum().backward()
+    torch.testing.assert_close(x.grad, module.weight.sum((0, 1)).expand(3, 40))
+
+
+def test_a_forward_pass_that_fails_keeps_nothing(device: torch.device) -> None:
+    module = quantized(device)
+    with pytest.raises(RuntimeError):
+        module(torch.ones(3, 7, device=device))
+    first = module.weight
+    assert module.weight is not first
+
+
+@pytest.mark.parametrize("options", [{}, {"compress_statistics": True}], ids=str)
+@pytest.mark.parametrize("assign", [True, False])
+def test_saving_and_loading(options: dict[str, Any], assign: bool, device: torch.device) -> None:
+    module = quantized(device, **options)
+    saved = module.state_dict()
+    assert {"bias", "weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"} <= set(saved)
+    assert not any("parametrizations" in key for key in saved)
+    other = Experts().to(device)
+    with torch.no_grad():
+        other.weight.mul_(3)
+    replace_parameter_4bit(other, "weight", **options)
+    other.load_state_dict(saved, assign=assign)
+    assert torch.equal(other.weight, module.weight)
+    again = other.state_dict()
+    assert set(again) == set(saved) and all(torch.equal(again[key], saved[key]) for key in saved)
+
+
+def test_prequantized(device: torch.device) -> None:
+    saved = quantized(device).state_dict()
+    module = Experts().to(device)
+    module.weight = torch.nn.Parameter(saved["weight"], requires_grad=False)
+    entries = {key.removeprefix("weight."): value for key, value in saved.items() if key.startswith("weight.")}
+    replace_parameter_4bit_prequantized(module, "weight", entries, device)
+    assert torch.equal(module.weight, quantized(device).weight)
+
+
+def test_it_moves_and_casts_without_changing_bits(device: torch.device) -> None:
+    module = quantized(torch.device("cpu"), compress_statistics=True)
+    before = module.weight.clone()
+    module.to(device).half().double()
+    assert module.weight.device.type == device.type and module.weight.dtype == torch.float32
+    assert torch.equal(module.weight.cpu(), before)
+    assert torch.equal(copy.deepcopy(module).weight.cpu(), before)
+    assert module.to("meta").weight.is_meta
+
+
+def test_two_parameters_of_a_module(device: torch.device) -> None:
+    module = quantized(device)
+    replace_parameter_4bit(module, "bias", quant_type="fp4")
+    other = quantized(device)
+    replace_parameter_4bit(other, "bias", quant_type="fp4")
+    other.load_state_dict(module.state_dict())
+    ops_registry.reset_kernel_counts()
+    assert torch.equal(other(torch.ones(2, 40, device=device)), module(torch.ones(2, 40, device=device)))
+    assert sum(n for (op, _, _), n in ops_registry.kernel_counts().items() if op == "dequantize_4bit") == 4
+
+
+def test_refusals(device: torch.device) -> None:
+    with pytest.raises(AttributeError, match="Experts has no parameter 'nothing'"):
+        replace_parameter_4bit(Experts(), "nothing")
+    with pytest.raises(TypeError, match=r"Experts.forward is a method, expected a Parameter"):
+        replace_parameter_4bit(Experts(), "forward")
+    module = quantized(device)
+    saved = module.state_dict()
+    del saved["weight.absmax"]
+    with pytest.raises(RuntimeError, match=r"weight: absmax is missing"):
+        module.load_state_dict(saved)
+    with pytest.raises(ValueError, match="quant_type is missing"):
+        replace_parameter_4bit_prequantized(Experts(), "weight", {}, device)
