@@ -5,6 +5,7 @@ from .embedding import Embedding, Embedding4bit, Embedding8bit, EmbeddingFP4, Em
 from .layer import QuantizedLayer
 from .linear4bit import Linear4bit, LinearFP4, LinearNF4
 from .linear8bit import Linear8bitLt
+from .linear_fp8 import LinearFP8Global, LinearFP8Mixed
 from .params import Int8Params, Params4bit, QuantizedParameter
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Linear4bit",
     "Linear8bitLt",
     "LinearFP4",
+    "LinearFP8Global",
+    "LinearFP8Mixed",
     "LinearNF4",
     "Params4bit",
     "QuantizedLayer",

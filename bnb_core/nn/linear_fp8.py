@@ -1,0 +1,90 @@
+"""Linear layers whose products take operands rounded to 8-bit floats, to study training in them.
+
+Operands are coded with one scale per block, or per tensor, and multiplied as their decoded values: it says what such
+training costs in accuracy, and saves nothing. Forward e4m3, backward e5m2, which has more range (arXiv:2209.05433).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnb_core.functional import create_fp8_map, dequantize_blockwise, quantize_blockwise
+
+__all__ = ["LinearFP8Global", "LinearFP8Mixed"]
+
+BLOCKSIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+
+
+def _rounded(x: Tensor, code: Tensor, blocksize: int | None) -> Tensor:
+    """x at the nearest values of a code, scaled per block of its rows, one after the other, or as a whole."""
+    codes, state = quantize_blockwise(x, code.to(x.device), blocksize=blocksize or max(x.numel(), 1))
+    return dequantize_blockwise(codes, state)
+
+
+class _Product(torch.autograd.Function):
+    """`A @ W.T` of rounded operands. blocksizes: for rows as long as those of A, and of the result; None: tensors."""
+
+    @staticmethod
+    def forward(A: Tensor, W: Tensor, codes: tuple[Tensor, Tensor], blocksizes: tuple[int, int] | None) -> Tensor:
+        along_in, along_out = blocksizes or (None, None)
+        return _rounded(A, codes[0], along_in) @ _rounded(W.t().contiguous(), codes[0], along_out)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        A, W, ctx.codes, ctx.blocksizes = inputs
+        ctx.save_for_backward(A, W)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        A, W = ctx.saved_tensors
+        grad_A = grad_W = None
+        if ctx.needs_input_grad[0]:
+            along_out = ctx.blocksizes[1] if ctx.blocksizes else None
+            grad_A = _rounded(gradient, ctx.codes[1], along_out) @ W
+        if ctx.needs_input_grad[1]:
+            rows = A.reshape(-1, A.shape[-1])
+            if ctx.blocksizes is None:
+                rows = _rounded(rows, ctx.codes[1], None)
+            grad_W = gradient.reshape(-1, gradient.shape[-1]).t() @ rows
+        return grad_A, grad_W, None, None
+
+
+class _LinearFP8(torch.nn.Linear):
+    """`torch.nn.Linear` with rounded operands."""
+
+    per_block: bool
+
+    def __init__(self, input_features: int, output_features: int, bias: bool = True) -> None:
+        super().__init__(input_features, output_features, bias)
+        self.fw_code = create_fp8_map(True, 4, 3, 8)
+        self.bw_code = create_fp8_map(True, 5, 2, 8)
+        self.blocksizes = _blocksize(input_features), _blocksize(output_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocksizes = self.blocksizes if self.per_block else None
+        product: Tensor = _Product.apply(x, self.weight, (self.fw_code, self.bw_code), blocksizes)
+        return product if self.bias is None else product + self.bias
+
+
+def _blocksize(features: int) -> int:
+    """The smallest that holds a row, or the largest there is."""
+    return next((size for size in BLOCKSIZES if features <= size), BLOCKSIZES[-1])
+
+
+class LinearFP8Mixed(_LinearFP8):
+    """A linear layer whose operands have one scale per block of a row; the gradient of the weight is not rounded.
+
+    The input is `[…, input_features]` in the dtype of the weight, fp32, fp16 or bf16; input, weight and bias have
+    gradients.
+    """
+
+    per_block = True
+
+
+class LinearFP8Global(_LinearFP8):
+    """`LinearFP8Mixed` with one scale per tensor; for the gradient of the weight the input is rounded too."""
+
+    per_block = False
