@@ -120,7 +120,7 @@ def _entry(
     It writes to the arguments at `written`.
     """
     device, count, defaults = first.device, len(schema.arguments), op.defaults
-    signature = signature_of(schema.arguments)
+    signature = signature_of(schema.arguments, op.unread)
     # A signature of lists holds that of each of their tensors.
     most = MOST_SIGNATURES // 16 if any("List[Tensor]" in str(a.type) for a in schema.arguments) else MOST_SIGNATURES
     known = remembered.setdefault((name, device), {})

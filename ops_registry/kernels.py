@@ -130,9 +130,9 @@ def kernels_for(op: str, device: str) -> tuple[Kernel, ...]:
 def add_row(kernel: Kernel) -> None:
     """Adds a row.
 
-    Raises ValueError for an unknown operator, an unknown argument in `limits`, a tolerance looser than the operator's,
-    the device `any` for another than the reference, or a second row of the same (op, device, name), naming both
-    origins.
+    Raises ValueError for an unknown operator, an argument in `limits` that is unknown or `Op.unread`, a tolerance
+    looser than the operator's, the device `any` for another than the reference, or a second row of the same (op,
+    device, name), naming both origins.
     """
     if kernel.op not in OPS:
         raise ValueError(f"kernel {kernel.name} is for an operator {kernel.op!r} that does not exist")
@@ -141,6 +141,8 @@ def add_row(kernel: Kernel) -> None:
         raise ValueError(f"kernel {kernel.name} is for device {kernel.device}, but {ANY_DEVICE} is {REFERENCE}'s alone")
     for key in kernel.limits:
         attribute = op.position(key)[1]
+        if key in op.unread:
+            raise ValueError(f"kernel {kernel.name} limits {key}, by which calls of {op.name} are not told apart")
         if attribute not in (None, *READ):
             raise ValueError(
                 f"kernel {kernel.name} limits {key}, but a limit on a tensor speaks of its {', '.join(READ)}; the rest "

@@ -49,6 +49,7 @@ class Op:
         `each_case` and `each_bad_case` call them.
     tolerance: ceiling for every kernel's distance to the reference.
     out: names of the output arguments of the `.out` form; () where there is none.
+    unread: names of arguments that neither the check nor a kernel's limit reads: calls that differ in them are alike.
     """
 
     schema: str
@@ -59,6 +60,7 @@ class Op:
     doc: str
     tolerance: Tolerance = EXACT
     out: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @cached_property
     def name(self) -> str:

@@ -18,7 +18,10 @@ class PagedMemory(Protocol):
         """A zeroed tensor whose pages can leave the device."""
 
     def prefetch(self, tensor: Tensor) -> None:
-        """Brings the pages of a tensor back, in the order of the current stream, without waiting for them."""
+        """Brings the pages of a tensor back, in the order of the current stream, without waiting for them.
+
+        Does nothing for a tensor that `zeros` did not make.
+        """
 
 
 _offered: dict[str, Callable[[], PagedMemory]] = {}

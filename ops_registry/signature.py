@@ -37,17 +37,17 @@ _FORMS = {
 }
 
 
-def signature_of(arguments: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+def signature_of(arguments: Sequence[Any], unread: Sequence[str] = ()) -> Callable[..., tuple[Any, ...]]:
     """The function that makes the signature of a call with these arguments, those of a parsed schema.
 
-    Its first item tells whether autograd would record what is done to the tensors. A symbolic size makes a signature
-    that cannot be hashed.
+    unread: names of arguments that are left out. The first item of a signature tells whether autograd would record
+    what is done to the tensors. A symbolic size makes a signature that cannot be hashed.
     """
     # One expression, compiled from the schema as dataclasses compile theirs: a loop over the arguments takes twice as
     # long, and this runs in every call.
     forms = [(a.name, *_FORMS[str(a.type)]) for a in arguments]
     recorded = " or ".join(form.format(name) for name, _, form in forms if form)
-    read = ", ".join(form.format(name) for name, form, _ in forms)
+    read = ", ".join(form.format(name) for name, form, _ in forms if name not in unread)
     source = f"lambda {', '.join(name for name, _, _ in forms)}: (is_grad_enabled() and ({recorded}), {read})"
     function: Callable[..., tuple[Any, ...]] = eval(source, {"is_grad_enabled": torch.is_grad_enabled})
     return function

@@ -118,6 +118,22 @@ def test_a_repeated_step_writes_what_the_kernel_writes(op: Op, case: Case) -> No
             assert all(t._version > before for t, before in zip(found[i] or (), versions[i], strict=True))
 
 
+def test_numbers_are_those_of_now() -> None:
+    """A schedule changes them at every step, which is no reason to learn the call again."""
+    op = OPS["optimizer_step_32bit"]
+    args = next(case.args for case in op.each_case("cpu") if all(map(is_plain, case.args)))
+    overload(op)(*fresh(args))
+    for beta1 in (0.25, 0.5):
+        found, expected = list(fresh(args)), list(fresh(args))
+        for call in (found, expected):
+            call[op.parameters.index("beta1")] = beta1
+        with PythonCalls() as names:
+            overload(op)(*found)
+        assert not names
+        kernel(op)(*op.complete(expected))
+        assert_same(tuple(found[2]), tuple(expected[2]))
+
+
 def dequantize_args(n: int = 100) -> tuple[Tensor, Tensor, Tensor, int, torch.dtype]:
     q, absmax = ops.quantize_blockwise(torch.randn(n), dynamic_map(), 64)
     return q, absmax, dynamic_map(), 64, torch.float32
@@ -197,7 +213,9 @@ def test_threads_are_those_of_now() -> None:
     like_torch: Any = SimpleNamespace(Tensor=Tensor, dtype=torch.dtype, get_num_threads=get_num_threads, _C=torch._C)
     entry = kernel(OPS["dequantize_blockwise"])
     empty = torch._C._dynamo.guards._empty_strided_cpu
-    call = _native.without_python(entry, lambda *args: (counts, "cpu/any"), settings, like_torch, empty, ())
+    call = _native.without_python(
+        entry, lambda *args: (counts, "cpu/any"), settings, like_torch, empty, (), (False,) * 5
+    )
     args = dequantize_args()
     expected = entry(*args)
     for before in range(4):
@@ -214,7 +232,7 @@ def test_what_cannot_be_repeated_is_found_out_once() -> None:
     settings = SimpleNamespace(epoch=1)
     entry = kernel(OPS["dequantize_blockwise"])
     empty = torch._C._dynamo.guards._empty_strided_cpu
-    call = _native.without_python(entry, lambda *args: asked.append(1), settings, torch, empty, ())
+    call = _native.without_python(entry, lambda *args: asked.append(1), settings, torch, empty, (), (False,) * 5)
     args = dequantize_args()
     for _ in range(3):
         assert_same(call(*args), entry(*args))
@@ -228,7 +246,7 @@ def test_an_older_torch_keeps_the_python_way() -> None:
     def entry() -> None: ...
 
     like_torch: Any = SimpleNamespace(Tensor=SimpleNamespace(), dtype=torch.dtype, get_num_threads=lambda: 1)
-    assert _native.without_python(entry, entry, SimpleNamespace(epoch=1), like_torch, entry, ()) is entry
+    assert _native.without_python(entry, entry, SimpleNamespace(epoch=1), like_torch, entry, (), ()) is entry
 
 
 def test_the_result_is_of_the_mode_it_was_made_in() -> None:

@@ -113,6 +113,10 @@ def test_duplicate_row_names_both_origins_and_registers_nothing() -> None:
     ("kernel", "error"),
     [
         (toy("toy/a", 1, op="quantise"), "an operator 'quantise' that does not exist"),
+        (
+            Kernel(op="optimizer_step_32bit", device="cpu", name="toy/a", fn=print, limits={"beta1": {0.9}}),
+            "limits beta1, by which calls of optimizer_step_32bit are not told apart",
+        ),
         (toy("toy/a", 1, limits={"B.dtype": {torch.int8}}), "has no argument 'B'; it has A, stats"),
         (toy("toy/a", 1, tolerance=Tolerance({torch.float32: 0.1})), "looser than the operator's"),
         (toy("toy/a", 1, tolerance=Tolerance(codes=0.5)), "looser than the operator's"),
@@ -123,7 +127,7 @@ def test_duplicate_row_names_both_origins_and_registers_nothing() -> None:
         (toy("toy/any", 1, device="any"), "toy/any is for device any, but any is reference's alone"),
         (toy("reference", 1), "reference is for device cpu, but any is reference's alone"),
     ],
-    ids=["op", "argument", "relative", "codes", "attribute", "any device", "second reference"],
+    ids=["op", "unread argument", "argument", "relative", "codes", "attribute", "any device", "second reference"],
 )
 def test_bad_row_is_refused(kernel: Kernel, error: str) -> None:
     with pytest.raises(ValueError, match=error):

@@ -248,7 +248,8 @@ def test_nan_gradient_stays_with_its_parameter(device: torch.device) -> None:
         ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\), expected 2 of at least 0 and below 1"),
         ({"betas": (0.9,)}, r"betas are \(0.9,\), expected 2 of"),
         ({"args": object()}, "args is given, but options are given one by one"),
-        ({"percentile_clipping": 101}, "percentile_clipping is 101, expected 0 to 100"),
+        ({"percentile_clipping": 101}, "percentile_clipping is 101, expected a whole number of 0 to 100"),
+        ({"percentile_clipping": 5.5}, "percentile_clipping is 5.5, expected a whole number"),
         ({"max_unorm": -1}, "max_unorm is -1, expected at least 0"),
         (
             {"max_unorm": 0.5, "optim_bits": 8},
@@ -367,15 +368,45 @@ def test_some_parameters_without_gradients(bits: int, device: torch.device) -> N
 
 
 def test_parameters_of_several_dtypes_in_one_group(device: torch.device) -> None:
-    params = [torch.nn.Parameter(torch.randn(5000, device=device).to(d)) for d in (torch.float32, torch.bfloat16) * 3]
+    """One dispatch for each dtype, and each parameter as if it were alone."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16) * 2
+    params = [torch.nn.Parameter(torch.randn(5000, device=device).to(dtype)) for dtype in dtypes]
     single = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    optimizer = optim.Lion8bit(params, lr=0.1)
-    ops_registry.reset_kernel_counts()
-    train(params, optimizer, 0, 2)
-    assert sum(ops_registry.kernel_counts().values()) == 4
-    for p, q in zip(single, params, strict=True):
-        q_grad = q.grad
-        assert q_grad is not None and torch.isfinite(q).all() and q.dtype == p.dtype and not torch.equal(p, q)
+    optimizer, others = optim.Lion8bit(params, lr=0.1), [optim.Lion8bit([p], lr=0.1) for p in single]
+    for step in range(2):
+        set_gradients(params, step)
+        for p, q, other in zip(params, single, others, strict=True):
+            q.grad = p.grad.clone()  # type: ignore[union-attr]
+            other.step()
+        ops_registry.reset_kernel_counts()
+        optimizer.step()
+        assert sum(ops_registry.kernel_counts().values()) == 3
+    for p, q in zip(params, single, strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_parameter_that_changes_its_group(device: torch.device) -> None:
+    """Groups do not share step counters, whether the parameter goes on or waits."""
+    for waits in (False, True):
+        params = parameters(device)
+        optimizer = optim.Adam(params)
+        train(params, optimizer, 0, 1)
+        optimizer.add_param_group({"params": [optimizer.param_groups[0]["params"].pop()], "lr": 0.1})
+        set_gradients(params, 1)
+        params[2].grad = None if waits else params[2].grad
+        optimizer.step()
+        assert [int(optimizer.state[p]["step"]) for p in params] == [2, 2, 1 if waits else 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
+def test_a_dtype_that_is_refused_changes_nothing(dtype: torch.dtype, device: torch.device) -> None:
+    params = [torch.nn.Parameter(torch.ones(4, device=device, dtype=d)) for d in (torch.float32, dtype)]
+    optimizer = optim.Adam([{"params": params[:1]}, {"params": params[1:]}])
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match=f"Adam takes parameters in fp32, fp16 or bf16, got one in {dtype}"):
+        optimizer.step()
+    assert (params[0] == 1).all() and optimizer.state[params[0]]["step"] == 0
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -404,6 +435,22 @@ def test_compiled_step_is_one_graph(rule: str, bits: int, device: torch.device) 
         for scheduler in schedulers:
             scheduler.step()
     assert counter.frame_count == 1
+    for p, q in zip(a, b, strict=True):
+        assert torch.equal(p, q)
+
+
+def test_compiled_step_with_gradients_that_come_and_go(device: torch.device) -> None:
+    torch._dynamo.reset()
+    a, b = parameters(device), parameters(device)
+    first, second = (optim.Adam(params, lr=torch.tensor(1e-2, device=device)) for params in (a, b))
+    compiled = torch.compile(first.step, backend="eager")
+    for step in range(6):
+        for params in (a, b):
+            set_gradients(params, step)
+            params[1].grad = None if step in (2, 3) else params[1].grad
+        compiled()
+        second.step()
+    assert [int(first.state[p]["step"]) for p in a] == [int(second.state[p]["step"]) for p in b] == [6, 4, 6]
     for p, q in zip(a, b, strict=True):
         assert torch.equal(p, q)
 
@@ -447,13 +494,18 @@ class Memory:
 
     def __init__(self) -> None:
         self.made: list[tuple[int, ...]] = []
+        self.places: list[int] = []
         self.prefetched = 0
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         self.made.append(shape)
-        return torch.zeros(shape, dtype=dtype, device=device)
+        result = torch.zeros(shape, dtype=dtype, device=device)
+        self.places.append(result.untyped_storage().data_ptr())
+        return result
 
     def prefetch(self, tensor: Tensor) -> None:
+        assert tensor.dtype in (torch.uint8, torch.float32) and tensor.numel() >= 100_000
+        assert any(tensor.untyped_storage().data_ptr() == place for place in self.places)
         self.prefetched += 1
 
 
@@ -465,3 +517,8 @@ def test_paged_memory_of_a_backend(device: torch.device, monkeypatch: pytest.Mon
     train(params, optimizer, 0, 3)
     assert memory.made == [(120_000,), (120_000,)]
     assert memory.prefetched == 6, "two states, before each step"
+    again = optim.PagedAdamW8bit(params, lr=0.1)
+    again.load_state_dict(optimizer.state_dict())
+    assert memory.made == [(120_000,)] * 4
+    assert torch.equal(again.state[params[2]]["state1"], optimizer.state[params[2]]["state1"])
+    train(params, again, 3, 4)

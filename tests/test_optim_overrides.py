@@ -152,6 +152,60 @@ def test_overriding_with_a_value_out_of_range(manager: GlobalOptimManager, devic
         optimizer.step()
 
 
+def test_learning_rates_that_print_alike(manager: GlobalOptimManager, device: torch.device) -> None:
+    params = [torch.nn.Parameter(torch.zeros(4, device=device)) for _ in range(2)]
+    for p, lr in zip(params, (0.10001, 0.10004), strict=True):
+        manager.override_config(p, "lr", torch.tensor(lr, device=device))
+        p.grad = torch.ones_like(p)
+    optim.SGD(params, lr=1.0).step()
+    torch.testing.assert_close([-p[0].item() for p in params], [0.10001, 0.10004], rtol=1e-6, atol=0)
+
+
+def test_a_model_after_another_one(manager: GlobalOptimManager, device: torch.device) -> None:
+    """What was said of a model that is gone is not for the next one that registers."""
+    for lr in (0.5, None):
+        params = [torch.nn.Parameter(torch.zeros(100, 100, device=device))]
+        manager.register_parameters(params)
+        if lr:
+            manager.override_config(params[0], "lr", lr)
+        params[0].grad = torch.ones_like(params[0])
+        optim.SGD(params, lr=0.125).step()
+        assert params[0][0, 0] == -(lr or 0.125)
+        del params
+        gc.collect()
+
+
+def test_parameters_stay_in_the_groups_that_are_registered(manager: GlobalOptimManager) -> None:
+    model = nn.Linear(4, 4)
+    groups = [{"params": model.parameters()}, {"params": dict(nn.Linear(3, 3).named_parameters()).items()}]
+    manager.register_parameters(groups)
+    optimizer = optim.Adam(groups[:1])
+    assert list(map(id, optimizer.param_groups[0]["params"])) == list(map(id, model.parameters()))
+
+
+def test_a_name_that_an_optimizer_does_not_have(manager: GlobalOptimManager, device: torch.device) -> None:
+    params = parameters(device)
+    manager.override_config(params[0], "alpha", 0.5)
+    set_gradients(params, 0)
+    with pytest.raises(ValueError, match="alpha is overridden, which RMSprop does not have"):
+        optim.RMSprop(params).step()
+
+
+def test_compiled_step_sees_an_override(manager: GlobalOptimManager, device: torch.device) -> None:
+    torch._dynamo.reset()
+    params = parameters(device)
+    optimizer = optim.SGD(params, lr=0.1)
+    compiled = torch.compile(optimizer.step, backend="eager")
+    for step in range(3):
+        set_gradients(params, step)
+        before = [p.detach().clone() for p in params]
+        if step == 2:
+            manager.override_config(params[1], "lr", 0.0)
+        compiled()
+        unmoved = [torch.equal(p, q) for p, q in zip(params, before, strict=True)]
+        assert unmoved == [False, step == 2, False]
+
+
 def test_unknown_name_of_a_module_override(manager: GlobalOptimManager) -> None:
     with pytest.raises(ValueError, match="sparse cannot be overridden"):
         manager.register_module_override(nn.Linear(2, 2), "weight", {"sparse": True})

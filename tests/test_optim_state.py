@@ -133,6 +133,16 @@ def test_foreign_state_is_refused_at_loading(change: Any, error: str, device: to
         optimizer.load_state_dict(saved)
 
 
+def test_step_that_is_no_number_is_refused(device: torch.device) -> None:
+    params = parameters(device)
+    optimizer = optim.Adam8bit(params)
+    train(params, optimizer, 0, 1)
+    saved = optimizer.state_dict()
+    saved["state"][1]["step"] = None
+    with pytest.raises(ValueError, match="state of parameter 1: step is None, expected a number"):
+        optimizer.load_state_dict(saved)
+
+
 def test_state_of_torch_is_refused_at_loading(device: torch.device) -> None:
     params = parameters(device)
     theirs = torch.optim.Adam(params)
@@ -218,12 +228,54 @@ def test_format_options_are_not_saved(device: torch.device) -> None:
     assert (group["optim_bits"], group["min_8bit_size"]) == (32, 7000)
 
 
+def test_saved_groups_without_our_options_leave_them(device: torch.device) -> None:
+    """The public package saves none of them."""
+    params = parameters(device)
+    optimizer = optim.AdamW([{"params": params, "maximize": True, "percentile_clipping": 50, "skip_zeros": True}])
+    saved = optimizer.state_dict()
+    for name in ("maximize", "percentile_clipping", "skip_zeros", "max_unorm"):
+        del saved["param_groups"][0][name]
+    saved["param_groups"][0] |= {"lr": 0.25, "optim_bits": 8}
+    optimizer.load_state_dict(saved)
+    group = optimizer.param_groups[0]
+    assert (group["maximize"], group["percentile_clipping"], group["skip_zeros"]) == (True, 50, True)
+    assert (group["lr"], group["optim_bits"]) == (0.25, 32)
+
+
+def test_saved_hyperparameters_are_checked(device: torch.device) -> None:
+    params = parameters(device)
+    limited = optim.LAMB(params, max_unorm=0.5)
+    with pytest.raises(ValueError, match=r"parameter group 0 of the state dict: max_unorm is 0\.5, expected"):
+        optim.LAMB8bit(params).load_state_dict(limited.state_dict())
+    with pytest.raises(ValueError, match=r"parameter group 0 of the state dict: betas are .*, expected 2"):
+        optim.Adam(params).load_state_dict(optim.AdEMAMix(params).state_dict())
+
+
+def test_norms_that_some_states_have(device: torch.device) -> None:
+    """Left by an override that is there no more."""
+    params = parameters(device)
+    manager = optim.GlobalOptimManager.get_instance()
+    manager.override_config(params[0], key_value_dict={"max_unorm": 0.5, "percentile_clipping": 50})
+    optimizer = optim.Adam(params)
+    train(params, optimizer, 0, 2)
+    saved = optimizer.state_dict()
+    manager.initialize()
+    again = optim.Adam(params)
+    again.load_state_dict(saved)
+    train(params, again, 2, 3)
+    assert again.state[params[0]]["step"] == 3
+
+
 def test_groups_that_differ_are_refused(device: torch.device) -> None:
     params = parameters(device)
     optimizer = optim.Adam8bit(params)
     train(params, optimizer, 0, 1)
     with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):
         optim.Adam8bit(params[:2]).load_state_dict(optimizer.state_dict())
+    other = [torch.nn.Parameter(torch.zeros(5, device=device)), *params[1:]]
+    two = optim.Adam8bit([{"params": other[:1]}, {"params": other[1:]}]).state_dict()
+    with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):
+        optim.Adam8bit([{"params": params[:2]}, {"params": params[2:]}]).load_state_dict(two)
     with pytest.raises(ValueError, match="different number of parameter groups"):
         optim.Adam8bit([{"params": [p]} for p in params]).load_state_dict(optimizer.state_dict())
 

@@ -13,4 +13,5 @@ def without_python(
     torch: ModuleType,
     empty: Callable[..., Any],
     written: tuple[int, ...],
+    unread: tuple[bool, ...],
 ) -> Callable[..., Any]: ...

@@ -36,4 +36,6 @@ def without_python(op: str, call: Callable[..., Any], settled: Callable[..., Any
     """What torch calls for an operator: calls of settled signatures are repeated, others go to `call`."""
     if op not in OPS or _empty_strided is None:
         return call
-    return _native.without_python(call, settled, settings, torch, _empty_strided, OPS_BY_NAME[op].mutated)
+    of = OPS_BY_NAME[op]
+    unread = tuple(name in of.unread for name in of.parameters)
+    return _native.without_python(call, settled, settings, torch, _empty_strided, of.mutated, unread)

@@ -13,12 +13,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ..ops_registry.formats import BLOCKWISE, FP32, GNORM_HISTORY, PER_TENSOR, StateFormat
+from ..ops_registry.formats import BLOCKWISE, FLOATS, FP32, GNORM_HISTORY, PER_TENSOR, StateFormat
 from . import sharding
 from . import state as states
 from .overrides import GlobalOptimManager
-from .paging import prefetch, state_memory
+from .paging import prefetch, state_memory, to_paged_memory
 from .state import TENSOR_KEYS, State
 
 __all__ = ["KBitOptimizer", "refuse_unless_off", "without_bits"]
@@ -84,6 +85,9 @@ class KBitOptimizer(torch.optim.Optimizer):
     always_paged: ClassVar[bool] = False
     default_max_unorm: ClassVar[float] = 0.0
 
+    # Another text after each change of which parameters share a step counter.
+    _splits: str = "0"
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -134,6 +138,8 @@ class KBitOptimizer(torch.optim.Optimizer):
             bundles = Bundles._make([] for _ in Bundles._fields)
             self._init_group(group, *bundles)
             work.append((group, bundles))
+        # torch.compile guards on these two, after a change of which the lists are others.
+        assert self._splits and GlobalOptimManager.changes
         for group, bundles in work:
             for clock in bundles.clocks:
                 clock.add_(1)
@@ -150,39 +156,61 @@ class KBitOptimizer(torch.optim.Optimizer):
 
         `torch.compile` knows this method of torch's optimizers by name, and calls it without tracing it.
         """
-        overrides = GlobalOptimManager.get_instance().overrides(group, self.param_groups)
+        overrides = self._overrides(group)
         new_clocks: dict[torch.device, Tensor] = {}
         waiting: set[int] = set()
+        mine: set[int] = set()
+        moved: dict[int, Tensor] = {}
         found: dict[tuple[Any, ...], _Alike] = {}
         for i, p in enumerate(group["params"]):
             grad, own = p.grad, self.state.get(p)
+            if own and id(own["step"]) not in mine:
+                mine.add(self._claimed(own, group, moved))
             if grad is None:
                 if own:
                     waiting.add(id(own["step"]))
                 continue
             if grad.layout is not torch.strided or grad.dtype is not p.dtype:
                 self._refuse_gradient(p, grad)
-            override = overrides[i] if overrides else None
+            override, key_of_override = overrides[i] if overrides else ({}, None)
             if not own:
-                own = self._new_state(p, group | override if override else group)
+                own = self._new_state(p, group | override)
                 if p.device not in new_clocks:
                     new_clocks[p.device] = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p] = own = {"step": new_clocks[p.device]} | own
+                mine.add(self._claimed(own, group, moved))
             # A step counter belongs to one device.
-            key = (id(own["step"]), p.dtype, "absmax1" in own, "max1" in own, str(override) if override else None)
+            key = (id(own["step"]), p.dtype, "absmax1" in own, "max1" in own, key_of_override)
             alike = found.get(key)
             if alike is None:
-                found[key] = alike = _Alike(own["step"], override or {})
+                found[key] = alike = _Alike(own["step"], override)
             alike.members.append((p, own))
-        self._split_clocks(found.values(), waiting)
         for alike in found.values():
             self._complete(alike, group | alike.override)
+        self._split_clocks(found.values(), waiting)
         _fill(Bundles(*lists), found.values())
+
+    def _overrides(self, group: dict[str, Any]) -> list[tuple[dict[str, Any], Any]] | None:
+        """For each parameter of a group what is overridden, and a key that tells overrides apart."""
+        manager = GlobalOptimManager.get_instance()
+        version = (manager.changes, tuple(map(id, group["params"])))
+        known = self.__dict__.setdefault("_known_overrides", {})
+        if known.get(id(group), (None,))[0] != version:
+            overrides = manager.overrides(group, self.param_groups)
+            for override in filter(None, overrides or ()):
+                if missing := [name for name in override if name not in group]:
+                    raise ValueError(f"{', '.join(missing)} is overridden, which {type(self).__name__} does not have")
+                self._check(group | override)
+            with_keys = None if overrides is None else [(override, _key(override)) for override in overrides]
+            known[id(group)] = version, with_keys
+        found: list[tuple[dict[str, Any], Any]] | None = known[id(group)][1]
+        return found
 
     def _complete(self, alike: _Alike, settings: dict[str, Any]) -> None:
         """Adds to states what options need that can change between steps, and brings paged ones to the device."""
-        if alike.override:
-            self._check(settings)
+        dtype = alike.members[0][0].dtype
+        if dtype not in FLOATS:
+            raise RuntimeError(f"{type(self).__name__} takes parameters in fp32, fp16 or bf16, got one in {dtype}")
         with_norms = settings["max_unorm"] > 0 or settings["percentile_clipping"] < GNORM_HISTORY
         for p, own in alike.members:
             if with_norms:
@@ -196,6 +224,21 @@ class KBitOptimizer(torch.optim.Optimizer):
             raise RuntimeError(f"{name} takes dense gradients, got a sparse one of {tuple(p.shape)}")
         raise RuntimeError(f"{name} takes gradients of the parameter's dtype {p.dtype}, got one of {grad.dtype}")
 
+    def _claimed(self, own: State, group: dict[str, Any], moved: dict[int, Tensor]) -> int:
+        """The id of a state's step counter, which belongs to this group; in the place of another group's, of a copy.
+
+        A parameter can come from another group, or its state from another optimizer. moved: the copies.
+        """
+        owners = self.__dict__.setdefault("_owners", WeakIdKeyDictionary())
+        clock = own["step"]
+        if owners.setdefault(clock, id(group)) != id(group):
+            if id(clock) not in moved:
+                moved[id(clock)] = clock.clone()
+                self._splits = str(int(self._splits) + 1)
+            own["step"] = clock = moved[id(clock)]
+            owners[clock] = id(group)
+        return id(clock)
+
     def _split_clocks(self, found: Iterable[_Alike], waiting: set[int]) -> None:
         """Gives parameters that take this step counters of their own where others that share theirs do not."""
         apart: dict[int, Tensor] = {}
@@ -204,6 +247,7 @@ class KBitOptimizer(torch.optim.Optimizer):
                 continue
             if id(alike.clock) not in apart:
                 apart[id(alike.clock)] = alike.clock.clone()
+                self._splits = str(int(self._splits) + 1)
             alike.clock = apart[id(alike.clock)]
             for _, own in alike.members:
                 own["step"] = alike.clock
@@ -300,8 +344,9 @@ class KBitOptimizer(torch.optim.Optimizer):
             raise ValueError(f"betas are {betas}, expected {count} of at least 0 and below 1")
         if group["optim_bits"] not in (8, 32):
             raise ValueError(f"optim_bits is {group['optim_bits']}, expected 8 or 32")
-        if not 0 <= group["percentile_clipping"] <= GNORM_HISTORY:
-            raise ValueError(f"percentile_clipping is {group['percentile_clipping']}, expected 0 to {GNORM_HISTORY}")
+        percentile = group["percentile_clipping"]
+        if not isinstance(percentile, int) or not 0 <= percentile <= GNORM_HISTORY:
+            raise ValueError(f"percentile_clipping is {percentile}, expected a whole number of 0 to {GNORM_HISTORY}")
         if group["optim_bits"] == 8 and group["max_unorm"] not in (0, self.default_max_unorm):
             raise ValueError(
                 f"max_unorm is {group['max_unorm']}, expected {self.default_max_unorm} with optim_bits=8: "
@@ -357,21 +402,27 @@ class KBitOptimizer(torch.optim.Optimizer):
 
     def _prepared(self, given: dict[str, Any], move_to_device: bool) -> dict[str, Any]:
         """What torch's `load_state_dict` is given: our own states as something that it does not cast."""
-        groups = [
-            {name: group[name] for name in FORMAT_OPTIONS} | saved
-            for saved, group in zip(given["param_groups"], self.param_groups, strict=False)
-        ]
-        if len(groups) != len(given["param_groups"]) or len(groups) != len(self.param_groups):
+        pairs = list(zip(given["param_groups"], self.param_groups, strict=False))
+        counts = [[len(group["params"]) for group in groups] for groups in (given["param_groups"], self.param_groups)]
+        if counts[0] != counts[1]:
             return {}  # torch refuses it with a sentence
+        groups = []
+        for number, (saved, group) in enumerate(pairs):
+            merged = group | saved | {name: group[name] for name in FORMAT_OPTIONS}
+            try:
+                self._check(merged)
+            except ValueError as error:
+                raise ValueError(f"parameter group {number} of the state dict: {error}") from None
+            groups.append(merged)
         state = {}
         clocks: dict[tuple[torch.device, int, int], Tensor] = {}
         keys = iter(dict(_parameters_by_key(groups, self.param_groups)).items())
         for number, group in enumerate(self.param_groups):
-            overrides = GlobalOptimManager.get_instance().overrides(group, self.param_groups)
+            overrides = self._overrides(group)
             for i, (key, p) in zip(range(len(group["params"])), keys, strict=False):
                 if key not in given["state"]:
                     continue
-                settings = group | overrides[i] if overrides else group
+                settings = group | overrides[i][0] if overrides else group
                 own = self._loaded(f"state of parameter {key}", p, given["state"][key], settings, move_to_device)
                 at = (p.device, number, own["step"])
                 if at not in clocks:
@@ -390,6 +441,8 @@ class KBitOptimizer(torch.optim.Optimizer):
         else:
             found = sharding.unsharded(found)
         own = states.loaded(name, self.rule, form, shape, found)
+        if settings["is_paged"] and move_to_device:
+            own = to_paged_memory(own, p.device)
         others = {key: value for key, value in found.items() if key not in TENSOR_KEYS}
         return others | {"step": int(found["step"])} | own
 
@@ -427,6 +480,13 @@ def without_bits(init: Callable[..., None]) -> Callable[..., None]:
     return shorter_init
 
 
+def _key(override: dict[str, Any]) -> Any:
+    """What tells overrides apart without reading tensors."""
+    if not override:
+        return None
+    return tuple((name, id(v) if isinstance(v, Tensor) else repr(v)) for name, v in sorted(override.items()))
+
+
 @dataclass
 class _Alike:
     """Parameters for one dispatch, with their states, and what they share."""
@@ -458,7 +518,9 @@ def _fill(bundles: Bundles, found: Iterable[_Alike]) -> None:
         keys = ("state1", "state2", f"{form.scale}1", f"{form.scale}2", "unorm_vec", "gnorm_vec")
         lists: tuple[Any, ...] = bundles[2:8]
         for key, tensors in zip(keys, lists, strict=True):
-            tensors.extend([of[key] for _, of in alike.members] if key in own else [None] * len(params))
+            # Norms are in all states where they are in use, and may be left in some.
+            everywhere = key in own and all(key in of for _, of in alike.members)
+            tensors.extend([of[key] for _, of in alike.members] if everywhere else [None] * len(params))
         bundles.sizes.append(len(params))
         bundles.forms.append(form.name)
         bundles.qmap1.append(own.get("qmap1"))

@@ -30,13 +30,15 @@ class GlobalOptimManager:
     """Overrides hyperparameters of single parameters, in every optimizer of this process that has them.
 
     `get_instance()` returns the one there is. Parameters are held weakly. What decides the format of a state
-    (`optim_bits`, `min_8bit_size`, `block_wise`) counts from the parameter's first step on.
+    (`optim_bits`, `min_8bit_size`, `block_wise`) has to be said before the parameter's first step.
 
         manager = GlobalOptimManager.get_instance()
         manager.register_parameters(model.parameters())      # needed only if `.to()` is going to make new parameters
         manager.override_config(model.head.weight, "optim_bits", 32)
     """
 
+    # Another text after each change. torch.compile guards on it; a number it would make a variable of the graph.
+    changes: ClassVar[str] = "0"
     _instance: ClassVar[GlobalOptimManager | None] = None
 
     def __init__(self) -> None:
@@ -52,24 +54,35 @@ class GlobalOptimManager:
 
     def initialize(self) -> None:
         """Forgets everything."""
+        self._changed()
         self._by_tensor: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._by_place: dict[tuple[int, int], list[_Registered]] = {}
         self._modules: list[tuple[weakref.ref[nn.Module], str, dict[str, Any]]] = []
 
+    @classmethod
+    def _changed(cls) -> None:
+        cls.changes = str(int(cls.changes) + 1)
+
     def register_parameters(self, params: Iterable[Any]) -> None:
         """Remembers the places of parameters, or of parameter groups, as an optimizer is going to be given them.
 
-        An override of one of them then holds for the parameter of the same shape that `.to()` put in its place.
+        An override of one of them then holds for the parameter of the same shape that `.to()` put in its place: for one
+        that is not registered itself, once the one that was is gone.
         """
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
+        self._changed()
         for number, group in enumerate(groups):
-            of_group = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-            for i, p in enumerate(of_group):
-                places = self._by_place.setdefault((number, i), [])
+            given = group["params"]
+            group["params"] = given = [given] if isinstance(given, Tensor) else list(given)
+            for i, p in enumerate(given):
+                p = p[1] if isinstance(p, tuple) else p  # named
+                places = self._by_place.get((number, i), [])
+                places = [place for place in places if place.parameter() is not None or place.shape != p.shape]
                 if all(place.parameter() is not p for place in places):
                     places.append(_Registered(p))
+                self._by_place[number, i] = places
 
     def override_config(
         self,
@@ -86,6 +99,7 @@ class GlobalOptimManager:
             raise ValueError("give either key and value, or key_value_dict")
         config = {key: value} if key is not None else dict(key_value_dict or {})
         _check(config)
+        self._changed()
         for p in [parameters] if isinstance(parameters, Tensor) else list(parameters):
             self._by_tensor[p] = self._by_tensor.get(p, {}) | config
             for places in self._by_place.values():
@@ -100,12 +114,18 @@ class GlobalOptimManager:
         hyperparameter.
         """
         _check(config)
+        self._changed()
+        for known, name, before in self._modules:
+            if known() is module and name == param_name:
+                before.update(config)
+                return
         self._modules.append((weakref.ref(module), param_name, dict(config)))
 
     def overrides(self, group: dict[str, Any], groups: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-        """For each parameter of one of an optimizer's groups what is overridden; None where nothing is."""
-        if not (self._by_tensor or self._by_place or self._modules):
-            return None
+        """For each parameter of one of an optimizer's groups what is overridden; None where nothing is.
+
+        It holds as long as `changes` is the same, and the group's parameters.
+        """
         number = next(n for n, other in enumerate(groups) if other is group)
         self._modules = [entry for entry in self._modules if entry[0]() is not None]
         of_modules: dict[int, dict[str, Any]] = {}
@@ -113,16 +133,18 @@ class GlobalOptimManager:
             p = getattr(module(), name, None)
             if p is not None:
                 of_modules[id(p)] = of_modules.get(id(p), {}) | config
-        return [
+        found = [
             of_modules.get(id(p), {}) | (self._by_tensor.get(p) or self._of_place(p, number, i))
             for i, p in enumerate(group["params"])
         ]
+        return found if any(found) else None
 
     def _of_place(self, p: Tensor, number: int, i: int) -> dict[str, Any]:
-        for place in reversed(self._by_place.get((number, i), [])):
-            if place.parameter() is None and place.shape == p.shape:
-                return place.override
-        return {}
+        places = self._by_place.get((number, i), [])
+        if any(place.parameter() is p for place in places):
+            return {}
+        gone = [place for place in places if place.parameter() is None and place.shape == p.shape]
+        return gone[-1].override if gone else {}
 
 
 def _check(config: dict[str, Any]) -> None:

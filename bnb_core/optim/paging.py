@@ -10,10 +10,13 @@ from torch import Tensor
 from ..ops_registry import paged_memory
 from .state import State, Zeros
 
-__all__ = ["prefetch", "state_memory"]
+__all__ = ["prefetch", "state_memory", "to_paged_memory"]
 
 # Below this many elements paging saves nothing; the public package's number.
 SMALLEST_PAGED = 100_000
+
+# What of a state is paged; scales and codebooks are not.
+VALUES = ("state1", "state2")
 
 _told: set[str] = set()
 
@@ -39,10 +42,18 @@ def state_memory(device: torch.device, paged: bool) -> Zeros:
     return zeros
 
 
+def to_paged_memory(state: State, device: torch.device) -> State:
+    """A state with what is large of its values in paged memory, where the device has such."""
+    if paged_memory(device) is None:
+        return state
+    zeros = state_memory(device, paged=True)
+    return {k: zeros(tuple(v.shape), v.dtype).copy_(v) if k in VALUES else v for k, v in state.items()}
+
+
 def prefetch(state: State, device: torch.device) -> None:
     """Brings what is paged of a parameter's state to its device."""
     memory = paged_memory(device)
     if memory is not None:
-        for value in state.values():
-            if isinstance(value, Tensor) and value.numel() >= SMALLEST_PAGED:
-                memory.prefetch(value)
+        for name in VALUES:
+            if name in state and state[name].numel() >= SMALLEST_PAGED:
+                memory.prefetch(state[name])

@@ -129,6 +129,8 @@ def loaded(name: str, rule: str, form: StateFormat, shape: torch.Size, found: St
     tensors = {key for key in found if key in TENSOR_KEYS and not key.startswith("new_max")}
     if "step" not in found or tensors - {"unorm_vec", "gnorm_vec"} != set(keys):
         raise ValueError(f"{name} has {', '.join(map(str, found))}; expected step, {', '.join(keys)}")
+    if not isinstance(found["step"], (int, float, Tensor)):
+        raise ValueError(f"{name}: step is {found['step']!r}, expected a number")
     blocksizes = {_checked(name, rule, of, shape, found, i) for i in numbers(rule)}
     if len(blocksizes) > 1:
         raise ValueError(f"{name} has one scale per {sorted(map(str, blocksizes))} elements, expected one block size")

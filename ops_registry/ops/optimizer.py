@@ -237,6 +237,8 @@ _RULES = """optimizer_name: `adam` (AdamW), `lamb`, `ademamix` with two states; 
         multiplies the gradient; skip_zeros leaves elements with a zero gradient untouched. All arithmetic is fp32; a
         parameter is rounded once to its dtype."""
 
+# Nothing depends on their values but the result, and schedules change them at every step.
+_UNREAD = ("beta1", "beta2", "beta3", "alpha", "eps", "weight_decay", "gnorm_scale")
 _COMMON = "float beta1, float beta2, float beta3, float alpha, float eps"
 
 
@@ -251,6 +253,7 @@ def _define_32bit() -> None:
             cases=inputs.optimizer_cases(FP32, many=False),
             bad_cases=inputs.bad_optimizer_cases(FP32, many=False),
             tolerance=STEP,
+            unread=_UNREAD,
             doc=f"""One step of one parameter with fp32 state.
 
         g, p: alike, fp32, fp16 or bf16. state1, state2: fp32 like p (`[2, *shape]` for ademamix's state1). max_unorm:
@@ -269,6 +272,7 @@ def _define_32bit() -> None:
             cases=inputs.optimizer_cases(FP32, many=True),
             bad_cases=inputs.bad_optimizer_cases(FP32, many=True),
             tolerance=STEP,
+            unread=_UNREAD,
             doc=f"""`optimizer_update_32bit` for lists of parameters, in one dispatch.
 
         grads, params, state1, state2, unorm_vec: as the tensors there, one of each per parameter. step, lr: fp32,
@@ -290,6 +294,7 @@ def _define_8bit(form: StateFormat, scales: str) -> None:
             cases=inputs.optimizer_cases(form, many=False),
             bad_cases=inputs.bad_optimizer_cases(form, many=False),
             tolerance=STEP,
+            unread=_UNREAD,
             doc=f"""One step of one parameter with 8-bit state: dequantize, update, quantize again with {scales}.
 
         g, p: alike, fp32, fp16 or bf16. state1, state2: uint8 like p (`[2, *shape]` for ademamix's state1). qmap1,
@@ -308,6 +313,7 @@ def _define_8bit(form: StateFormat, scales: str) -> None:
             cases=inputs.optimizer_cases(form, many=True),
             bad_cases=inputs.bad_optimizer_cases(form, many=True),
             tolerance=STEP,
+            unread=_UNREAD,
             doc=f"""`optimizer_update_{form.name}` for lists of parameters, in one dispatch.
 
         grads, params, state1, state2, {form.scale}1, {form.scale}2: as the tensors there, one of each per parameter.

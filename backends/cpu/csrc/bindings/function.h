@@ -26,19 +26,26 @@ using Address = std::uintptr_t;
 // Base of types of arguments that hold addresses: each(f) calls f with every one of them, always in the same order.
 struct Addressed {};
 
-// A call of a function, to be made again with other addresses. Of its arguments those of type Address are addresses,
-// and Addressed ones hold some; the one of type int is the number of threads; all others stay as they were.
+// Base of types of arguments that hold numbers which change from call to call: each_number(f), likewise.
+struct Numbered {};
+
+// A call of a function, to be made again with other addresses and numbers. Of its arguments those of type Address are
+// addresses, Addressed ones hold some, and Numbered ones numbers; the one of type int is the number of threads; all
+// others stay as they were.
 class RecordedCall {
   public:
     virtual ~RecordedCall() = default;
 
-    // The call again, with these addresses in the order of the arguments. Called with the GIL, runs without.
-    virtual void repeat(const Address* addresses, int threads) const = 0;
+    // The call again, with these addresses and numbers in the order of the arguments. Called with the GIL, runs
+    // without.
+    virtual void repeat(const Address* addresses, const double* numbers, int threads) const = 0;
 
     const std::vector<Address>& addresses() const { return addresses_; }
+    const std::vector<double>& numbers() const { return numbers_; }
 
   protected:
     std::vector<Address> addresses_;
+    std::vector<double> numbers_;
 };
 
 // Receives the calls of one thread while it is that thread's recorder.
@@ -112,13 +119,15 @@ template <class F, class... Args>
 class CallOf final : public RecordedCall {
   public:
     CallOf(const F& f, const std::tuple<Args...>& values, PyObject* const* args) : f_(f), values_(values) {
-        for (std::size_t i = 0; i < sizeof...(Args); ++i) kept_.push_back(py::reinterpret_borrow<py::object>(args[i]));
+        for (std::size_t i = 0; i < sizeof...(Args); ++i) {
+            if (PyUnicode_CheckExact(args[i])) kept_.push_back(py::reinterpret_borrow<py::object>(args[i]));
+        }
         std::apply([this](auto&... value) { (note(value), ...); }, values_);
     }
 
-    void repeat(const Address* addresses, int threads) const override {
+    void repeat(const Address* addresses, const double* numbers, int threads) const override {
         std::tuple<Args...> values = values_;
-        std::apply([&](auto&... value) { (renew(value, addresses, threads), ...); }, values);
+        std::apply([&](auto&... value) { (renew(value, addresses, numbers, threads), ...); }, values);
         const WithoutGil without_gil;
         std::apply(f_, std::move(values));
     }
@@ -127,14 +136,15 @@ class CallOf final : public RecordedCall {
     template <class T>
     void note(T& value) {
         if constexpr (std::is_same_v<T, Address>) addresses_.push_back(value);
-        if constexpr (std::is_base_of_v<Addressed, T>)
-            value.each([this](Address place) { addresses_.push_back(place); });
+        if constexpr (std::is_base_of_v<Addressed, T>) value.each([this](Address x) { addresses_.push_back(x); });
+        if constexpr (std::is_base_of_v<Numbered, T>) value.each_number([this](double x) { numbers_.push_back(x); });
     }
 
     template <class T>
-    static void renew(T& value, const Address*& addresses, int threads) {
+    static void renew(T& value, const Address*& addresses, const double*& numbers, int threads) {
         if constexpr (std::is_same_v<T, Address>) value = *addresses++;
         if constexpr (std::is_base_of_v<Addressed, T>) value.each([&](Address& place) { place = *addresses++; });
+        if constexpr (std::is_base_of_v<Numbered, T>) value.each_number([&](double& x) { x = *numbers++; });
         if constexpr (std::is_same_v<T, int>) value = threads;
     }
 

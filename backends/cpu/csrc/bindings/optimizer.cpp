@@ -51,16 +51,18 @@ void from_python(PyObject* tuple, Lists& result) {
 }
 
 // All settings but the step and the learning rate.
-struct Settings : OptimizerSettings {};
+struct Settings : OptimizerSettings, Numbered {
+    template <class F>
+    void each_number(F f) {
+        for (double* number : {&beta1, &beta2, &beta3, &alpha, &eps, &weight_decay, &gnorm_scale}) f(*number);
+    }
+};
 
 // Called by Function: a tuple.
 void from_python(PyObject* tuple, Settings& result) {
     if (PyTuple_Check(tuple) == 0 || PyTuple_GET_SIZE(tuple) != 8) throw py::type_error("expected 8 settings");
     Py_ssize_t next = 0;
-    for (double* number : {&result.beta1, &result.beta2, &result.beta3, &result.alpha, &result.eps,
-                           &result.weight_decay, &result.gnorm_scale}) {
-        detail::from_python(PyTuple_GET_ITEM(tuple, next++), *number);
-    }
+    result.each_number([&](double& number) { detail::from_python(PyTuple_GET_ITEM(tuple, next++), number); });
     detail::from_python(PyTuple_GET_ITEM(tuple, next), result.skip_zeros);
 }
 

@@ -17,7 +17,9 @@ namespace {
 
 constexpr std::size_t kMostOutputs = 16;
 constexpr std::size_t kMostSignatures = 1024;
-constexpr std::size_t kMostBytes = 1 << 22;  // of signatures: that of lists holds each of their tensors
+// Of what is known of signatures, about: that of lists has each of their tensors.
+constexpr std::size_t kMostBytes = 1 << 24;
+constexpr std::size_t kBytesOfAddress = 32;
 
 using Addresses = std::vector<Address>;
 
@@ -56,9 +58,10 @@ class RepeatedCalls {
   public:
     // entry: the operator, in Python. settled(*args): the counts and the name of the kernel that runs for all calls of
     // this signature while the epoch, an attribute of settings, is the same; None where there is no such kernel.
-    // written: positions of the arguments, tensors or lists of them, that the operator writes to.
+    // written: positions of the arguments, tensors or lists of them, that the operator writes to. unread: of those, of
+    // type float, that do not belong to the signature.
     RepeatedCalls(Reader reader, py::object entry, py::object settled, py::object settings, py::object num_threads,
-                  py::object bump, py::object empty, std::vector<Py_ssize_t> written)
+                  py::object bump, py::object empty, std::vector<Py_ssize_t> written, std::vector<bool> unread)
         : reader_(std::move(reader)),
           entry_(std::move(entry)),
           settled_(std::move(settled)),
@@ -66,34 +69,42 @@ class RepeatedCalls {
           num_threads_(std::move(num_threads)),
           bump_(std::move(bump)),
           empty_(std::move(empty)),
-          written_(std::move(written)) {}
+          written_(std::move(written)),
+          unread_(std::move(unread)) {}
 
     py::object operator()(PyObject* const* args, Py_ssize_t count) {
         std::string signature;
         Addresses places;
-        if (!read(args, count, signature, places)) return slow(args, count);
+        std::vector<double> numbers;
+        if (!read(args, count, signature, places, numbers)) return slow(args, count);
         const long long epoch = this->epoch();
         const std::shared_ptr<const Known> known = find(signature);
         if (known != nullptr && known->epoch == epoch) {
             if (known->call == nullptr) return slow(args, count);
-            py::object result = repeat(*known, places);
+            py::object result = repeat(*known, places, numbers);
             for (const Py_ssize_t i : written_) bump(args[i]);
             return result;
         }
         Recorder recorder;
         py::object result = slow(args, count);
         auto fresh = recorder.count == 1 && recorder.last != nullptr
-                         ? learn(args, count, places, std::move(recorder.last), result, epoch)
+                         ? learn(args, count, places, numbers, std::move(recorder.last), result, epoch)
                          : never(epoch);
         if (fresh != nullptr) remember(signature, std::move(fresh));
         return result;
     }
 
   private:
-    bool read(PyObject* const* args, Py_ssize_t count, std::string& signature, Addresses& places) const {
+    bool read(PyObject* const* args, Py_ssize_t count, std::string& signature, Addresses& places,
+              std::vector<double>& numbers) const {
         signature.reserve(256);
         places.reserve(16);
         for (Py_ssize_t i = 0; i < count; ++i) {
+            if (unread_[static_cast<std::size_t>(i)] && PyFloat_CheckExact(args[i])) {
+                numbers.push_back(PyFloat_AS_DOUBLE(args[i]));
+                signature += 'u';
+                continue;
+            }
             if (!reader_.argument(args[i], signature, places)) return false;
         }
         return true;
@@ -127,11 +138,11 @@ class RepeatedCalls {
             bytes_ = 0;
         }
         std::shared_ptr<const Known>& place = known_[signature];
-        if (place == nullptr) bytes_ += signature.size();
+        if (place == nullptr) bytes_ += signature.size() + known->sources.size() * kBytesOfAddress;
         std::swap(place, known);
     }
 
-    py::object repeat(const Known& known, const Addresses& places) const {
+    py::object repeat(const Known& known, const Addresses& places, const std::vector<double>& numbers) const {
         count_call(known);
         std::array<py::object, kMostOutputs> outputs;
         std::array<Address, kMostOutputs> made{};
@@ -148,7 +159,7 @@ class RepeatedCalls {
             if (source.kind == Known::Source::argument) addresses[i] = places[source.index];
             if (source.kind == Known::Source::output) addresses[i] = made[source.index];
         }
-        known.call->repeat(addresses.data(), call(num_threads_).cast<int>());
+        known.call->repeat(addresses.data(), numbers.data(), call(num_threads_).cast<int>());
         if (known.single) return outputs[0];
         if (known.outputs.empty()) return py::none();
         py::tuple result(known.outputs.size());
@@ -174,11 +185,11 @@ class RepeatedCalls {
     // None where the call cannot be repeated: an address in it is that of no argument and no output, or of two, or an
     // output is not written by it.
     std::shared_ptr<const Known> learn(PyObject* const* args, Py_ssize_t count, const Addresses& places,
-                                       std::unique_ptr<RecordedCall> recorded, const py::object& result,
-                                       long long epoch) const {
+                                       const std::vector<double>& numbers, std::unique_ptr<RecordedCall> recorded,
+                                       const py::object& result, long long epoch) const {
         const py::object settled =
             checked(PyObject_Vectorcall(settled_.ptr(), args, static_cast<std::size_t>(count), nullptr));
-        if (settled.is_none()) return never(epoch);
+        if (settled.is_none() || recorded->numbers() != numbers) return never(epoch);
         auto known = std::make_shared<Known>();
         known->epoch = epoch;
         std::tie(known->calls, known->kernel) = settled.cast<std::tuple<py::object, py::object>>();
@@ -228,10 +239,11 @@ class RepeatedCalls {
     Reader reader_;
     py::object entry_, settled_, settings_, num_threads_, bump_, empty_;
     std::vector<Py_ssize_t> written_;
+    std::vector<bool> unread_;
     py::object name_of_epoch_ = checked(PyUnicode_InternFromString("epoch"));
     mutable std::mutex mutex_;
     std::unordered_map<std::string, std::shared_ptr<const Known>> known_;
-    std::size_t bytes_ = 0;  // of the signatures in known_
+    std::size_t bytes_ = 0;  // of what is in known_
 };
 
 }  // namespace
@@ -240,19 +252,21 @@ void bind_repeated(py::module_& m) {
     m.def(
         "without_python",
         [](py::object entry, py::object settled, py::object settings, const py::object& torch, py::object empty,
-           const py::tuple& written) -> py::object {
+           const py::tuple& written, const py::tuple& unread) -> py::object {
             Reader reader(torch);
             if (!reader.available()) return entry;
             std::vector<Py_ssize_t> positions;
             for (const py::handle position : written) positions.push_back(position.cast<Py_ssize_t>());
+            std::vector<bool> numbers;
+            for (const py::handle number : unread) numbers.push_back(number.cast<bool>());
             return function("without_python",
-                            std::make_unique<RepeatedCalls>(std::move(reader), std::move(entry), std::move(settled),
-                                                            std::move(settings), torch.attr("get_num_threads"),
-                                                            torch.attr("_C").attr("_increment_version"),
-                                                            std::move(empty), std::move(positions)));
+                            std::make_unique<RepeatedCalls>(
+                                std::move(reader), std::move(entry), std::move(settled), std::move(settings),
+                                torch.attr("get_num_threads"), torch.attr("_C").attr("_increment_version"),
+                                std::move(empty), std::move(positions), std::move(numbers)));
         },
         py::arg("entry"), py::arg("settled"), py::arg("settings"), py::arg("torch"), py::arg("empty"),
-        py::arg("written"),
+        py::arg("written"), py::arg("unread"),
         "What stands before the entry of an operator; the entry itself where torch is too old for it.");
 }
 
