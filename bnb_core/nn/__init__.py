@@ -6,6 +6,7 @@ from .layer import QuantizedLayer
 from .linear4bit import Linear4bit, LinearFP4, LinearNF4
 from .linear8bit import Linear8bitLt
 from .linear_fp8 import LinearFP8Global, LinearFP8Mixed
+from .outliers import OutlierAwareLinear
 from .params import Int8Params, Params4bit, QuantizedParameter
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LinearFP8Global",
     "LinearFP8Mixed",
     "LinearNF4",
+    "OutlierAwareLinear",
     "Params4bit",
     "QuantizedLayer",
     "QuantizedParameter",
