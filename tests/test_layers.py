@@ -415,6 +415,7 @@ def test_odd_shapes(features: int, outputs: int, device: torch.device) -> None:
         assert relative_error(layer(x) - layer.bias, x @ dequantized(layer).t()) < 3e-2
 
 
+@pytest.mark.filterwarnings("ignore:Linear4bit got an input in float32")
 def test_compute_dtype(device: torch.device) -> None:
     layer = nn.LinearNF4(IN, OUT, compute_dtype=torch.bfloat16).to(device)
     x = activations(device, 3).requires_grad_()
@@ -703,3 +704,28 @@ def test_the_layers_of_one_type_share_their_constructor() -> None:
         assert (weight.compress_statistics, weight.quant_type, weight.quant_storage) == (False, quant_type, torch.int8)
         assert weight.is_meta
     assert "__init__" not in vars(nn.LinearNF4)
+
+
+# -- warnings --------------------------------------------------------------------------------------------------------
+
+
+def test_rounding_of_a_float32_input_is_said_once_in_training_and_once_in_inference(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.linear4bit, "_told", set())
+    layers = [nn.LinearNF4(IN, OUT, compute_dtype=torch.bfloat16).to(device) for _ in range(2)]
+    exact = nn.LinearNF4(IN, OUT, compute_dtype=torch.float32).to(device)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            for layer in layers:
+                layer.train()(activations(device, 2))
+                layer.eval()(activations(device, 2))
+                layer(activations(device, 2, dtype=torch.float16))
+        exact(activations(device, 2))
+    assert [str(warning.message).partition(",")[0] for warning in said] == [
+        "Linear4bit got an input in float32 in training",
+        "Linear4bit got an input in float32 in inference",
+    ]
+    assert "rounds it to its compute_dtype bfloat16" in str(said[0].message)
+    assert said[0].filename == __file__

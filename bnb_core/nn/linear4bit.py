@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import ClassVar
 
 import torch
@@ -26,7 +27,8 @@ class Linear4bit(QuantizedLayer, torch.nn.Linear):
     input_features]` in fp32, fp16 or bf16, the output in the same dtype. Input and bias have gradients, the weight has
     none. A forward pass changes nothing in the layer.
 
-    forward raises RuntimeError while the weight is not quantized.
+    forward raises RuntimeError while the weight is not quantized. It warns, once in training and once in inference, of
+    an input in fp32 that it rounds to a compute_dtype of 16 bits.
     """
 
     weight: Params4bit
@@ -63,7 +65,23 @@ class Linear4bit(QuantizedLayer, torch.nn.Linear):
             raise not_quantized(weight, Params4bit)
         if compute_dtype is None or compute_dtype == x.dtype:  # a cast that changes nothing takes 1.3 µs
             return matmul_4bit(x, weight, state, None, bias)
+        if x.dtype == torch.float32 and not torch.compiler.is_compiling():
+            _tell_of_rounding(compute_dtype, self.training)
         return matmul_4bit(x.to(compute_dtype), weight, state, None, bias).to(x.dtype)
+
+
+_told: set[bool] = set()
+
+
+def _tell_of_rounding(compute_dtype: torch.dtype, training: bool) -> None:
+    """Warns once in training and once in inference."""
+    if training not in _told:
+        _told.add(training)
+        warnings.warn(
+            f"Linear4bit got an input in float32 in {'training' if training else 'inference'}, and rounds it to its "
+            f"compute_dtype {str(compute_dtype).removeprefix('torch.')}: cast the model, or give compute_dtype=None",
+            stacklevel=5,
+        )
 
 
 class _LinearOfType(Linear4bit):
