@@ -132,3 +132,35 @@ def test_backend_imported_before_the_library_says_what_to_do(tmp_path: Path) -> 
     install(tmp_path, TOY)
     done = run(tmp_path, "import acme" + PROGRAM)
     assert "acme imports bnb_core while it is being imported itself: import bnb_core first" in record_of(done)
+
+
+PAGED = (
+    TOY
+    + """
+
+class Memory:
+    def zeros(self, shape, dtype, device):
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    def prefetch(self, tensor):
+        print("prefetch", tensor.dtype, tuple(tensor.shape))
+
+
+def paged_memory():
+    return Memory()
+"""
+)
+
+
+def test_paged_memory_of_a_backend_is_found(tmp_path: Path) -> None:
+    install(tmp_path, PAGED)
+    program = """
+import torch
+from bnb_core import ops_registry, optim
+print(type(ops_registry.paged_memory(torch.device("cpu"))).__module__, ops_registry.paged_memory(torch.device("meta")))
+p = torch.nn.Parameter(torch.zeros(100_000))
+p.grad = torch.ones_like(p)
+optim.PagedLion8bit([p]).step()
+"""
+    done = run(tmp_path, program)
+    assert done.stdout.splitlines() == ["acme None", "prefetch torch.uint8 (100000,)"], done.stderr

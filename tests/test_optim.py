@@ -455,6 +455,27 @@ def test_compiled_step_with_gradients_that_come_and_go(device: torch.device) -> 
         assert torch.equal(p, q)
 
 
+def test_compiled_step_without_asserts(device: torch.device) -> None:
+    """`python -O` leaves them out; what the compiled step guards on is read all the same."""
+    program = """
+import torch, sys
+from bnb_core import optim
+params = [torch.nn.Parameter(torch.ones(n, device=sys.argv[1])) for n in (64, 7, 30)]
+optimizer = optim.Adam(params, lr=torch.tensor(1e-2, device=sys.argv[1]))
+compiled = torch.compile(optimizer.step, backend="eager")
+for step in range(6):
+    for p in params:
+        p.grad = torch.ones_like(p)
+    params[1].grad = None if step in (2, 3) else params[1].grad
+    compiled()
+print(__debug__, *(int(optimizer.state[p]["step"]) for p in params))
+"""
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", program, device.type], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "6", "4", "6"]
+
+
 def test_compiled_by_inductor(device: torch.device) -> None:
     torch._dynamo.reset()
     a, b = parameters(device), parameters(device)

@@ -206,6 +206,16 @@ def test_compiled_step_sees_an_override(manager: GlobalOptimManager, device: tor
         assert unmoved == [False, step == 2, False]
 
 
+def test_what_is_no_tensor_and_no_module(manager: GlobalOptimManager) -> None:
+    for wrong in ("weight", [nn.Linear(2, 2)]):
+        with pytest.raises(TypeError, match=r"parameters hold a (str|Linear), expected tensors"):
+            manager.override_config(wrong, "lr", 0.1)
+        with pytest.raises(TypeError, match=r"parameters hold a (str|Linear), expected tensors"):
+            manager.register_parameters(wrong)
+    with pytest.raises(TypeError, match=r"module is a Parameter, expected a torch\.nn\.Module"):
+        manager.register_module_override(nn.Parameter(torch.ones(2)), "weight", {"lr": 0.1})  # type: ignore[arg-type]
+
+
 def test_unknown_name_of_a_module_override(manager: GlobalOptimManager) -> None:
     with pytest.raises(ValueError, match="sparse cannot be overridden"):
         manager.register_module_override(nn.Linear(2, 2), "weight", {"sparse": True})

@@ -57,6 +57,15 @@ def test_a_forward_pass_dequantizes_once(device: torch.device) -> None:
     torch.testing.assert_close(x.grad, module.weight.sum((0, 1)).expand(3, 40))
 
 
+def test_a_forward_pass_dequantizes_once_beside_another_parametrization(device: torch.device) -> None:
+    module = Experts().to(device)
+    torch.nn.utils.parametrize.register_parametrization(module, "bias", torch.nn.Identity())
+    replace_parameter_4bit(module, "weight")
+    ops_registry.reset_kernel_counts()
+    module(torch.ones(3, 40, device=device))
+    assert sum(n for (op, _, _), n in ops_registry.kernel_counts().items() if op == "dequantize_4bit") == 1
+
+
 def test_a_forward_pass_that_fails_keeps_nothing(device: torch.device) -> None:
     module = quantized(device)
     with pytest.raises(RuntimeError):

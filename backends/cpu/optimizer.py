@@ -263,7 +263,7 @@ def run_coded(
 
 def on_host(step: int, lr: float) -> Now:
     """Numbers as the native steps read them."""
-    numbers = torch.tensor((step, lr), dtype=torch.float32)
+    numbers = torch.tensor((step, lr), dtype=torch.float32, device="cpu")
     return numbers[0], numbers[1]
 
 

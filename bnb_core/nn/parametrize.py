@@ -81,7 +81,8 @@ def _parameter(module: nn.Module, name: str) -> nn.Parameter:
 
 def _replace(module: nn.Module, name: str, packed: Tensor, state: QuantState) -> None:
     setattr(module, name, nn.Parameter(packed, requires_grad=False))
-    first = not parametrize.is_parametrized(module)
+    others: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    first = not any(isinstance(part, Bnb4bitParametrization) for parts in others.values() for part in parts)
     # unsafe: codes and values differ in shape and dtype.
     parametrize.register_parametrization(module, name, Bnb4bitParametrization(state), unsafe=True)
     module.register_state_dict_post_hook(_Saving(name))

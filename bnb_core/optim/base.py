@@ -138,8 +138,10 @@ class KBitOptimizer(torch.optim.Optimizer):
             bundles = Bundles._make([] for _ in Bundles._fields)
             self._init_group(group, *bundles)
             work.append((group, bundles))
-        # torch.compile guards on these two, after a change of which the lists are others.
-        assert self._splits and GlobalOptimManager.changes
+        # Never so, but read: torch.compile guards on both, and after a change of either the lists are others. An assert
+        # would be gone under python -O, and the guards with it.
+        if not (self._splits and GlobalOptimManager.changes):
+            raise RuntimeError("the optimizer has lost the marks that torch.compile guards on")
         for group, bundles in work:
             for clock in bundles.clocks:
                 clock.add_(1)
@@ -232,25 +234,25 @@ class KBitOptimizer(torch.optim.Optimizer):
         owners = self.__dict__.setdefault("_owners", WeakIdKeyDictionary())
         clock = own["step"]
         if owners.setdefault(clock, id(group)) != id(group):
-            if id(clock) not in moved:
-                moved[id(clock)] = clock.clone()
-                self._splits = str(int(self._splits) + 1)
-            own["step"] = clock = moved[id(clock)]
+            own["step"] = clock = self._copy_of(clock, moved)
             owners[clock] = id(group)
         return id(clock)
+
+    def _copy_of(self, clock: Tensor, copies: dict[int, Tensor]) -> Tensor:
+        """The one copy of a step counter among those made so far, or a new one."""
+        if id(clock) not in copies:
+            copies[id(clock)] = clock.clone()
+            self._splits = str(int(self._splits) + 1)
+        return copies[id(clock)]
 
     def _split_clocks(self, found: Iterable[_Alike], waiting: set[int]) -> None:
         """Gives parameters that take this step counters of their own where others that share theirs do not."""
         apart: dict[int, Tensor] = {}
         for alike in found:
-            if id(alike.clock) not in waiting:
-                continue
-            if id(alike.clock) not in apart:
-                apart[id(alike.clock)] = alike.clock.clone()
-                self._splits = str(int(self._splits) + 1)
-            alike.clock = apart[id(alike.clock)]
-            for _, own in alike.members:
-                own["step"] = alike.clock
+            if id(alike.clock) in waiting:
+                alike.clock = self._copy_of(alike.clock, apart)
+                for _, own in alike.members:
+                    own["step"] = alike.clock
 
     def _form(self, p: Tensor, settings: dict[str, Any]) -> StateFormat:
         """The format in which a parameter's state is kept."""

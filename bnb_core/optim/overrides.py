@@ -67,7 +67,7 @@ class GlobalOptimManager:
         """Remembers the places of parameters, or of parameter groups, as an optimizer is going to be given them.
 
         An override of one of them then holds for the parameter of the same shape that `.to()` put in its place: for one
-        that is not registered itself, once the one that was is gone.
+        that is not registered itself, once the one that was is gone. Raises TypeError for what is no tensor.
         """
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
@@ -77,7 +77,7 @@ class GlobalOptimManager:
             given = group["params"]
             group["params"] = given = [given] if isinstance(given, Tensor) else list(given)
             for i, p in enumerate(given):
-                p = p[1] if isinstance(p, tuple) else p  # named
+                p = _tensor(p[1] if isinstance(p, tuple) else p)  # a tuple: named
                 places = self._by_place.get((number, i), [])
                 places = [place for place in places if place.parameter() is not None or place.shape != p.shape]
                 if all(place.parameter() is not p for place in places):
@@ -93,14 +93,16 @@ class GlobalOptimManager:
     ) -> None:
         """Overrides one hyperparameter, or those of a dict, of a parameter or of several.
 
-        Raises ValueError for none or both of key and key_value_dict, and for a name that is no hyperparameter.
+        Raises ValueError for none or both of key and key_value_dict, and for a name that is no hyperparameter,
+        TypeError for what is no tensor.
         """
         if (key is None) == (key_value_dict is None):
             raise ValueError("give either key and value, or key_value_dict")
         config = {key: value} if key is not None else dict(key_value_dict or {})
         _check(config)
+        given = [parameters] if isinstance(parameters, Tensor) else [_tensor(p) for p in parameters]
         self._changed()
-        for p in [parameters] if isinstance(parameters, Tensor) else list(parameters):
+        for p in given:
             self._by_tensor[p] = self._by_tensor.get(p, {}) | config
             for places in self._by_place.values():
                 for place in places:
@@ -111,9 +113,11 @@ class GlobalOptimManager:
         """Overrides hyperparameters of whatever parameter `module` has under a name when it is updated.
 
         `override_config` of the parameter itself goes before it. Raises ValueError for a name that is no
-        hyperparameter.
+        hyperparameter, TypeError for what is no module.
         """
         _check(config)
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module is a {type(module).__name__}, expected a torch.nn.Module")
         self._changed()
         for known, name, before in self._modules:
             if known() is module and name == param_name:
@@ -145,6 +149,12 @@ class GlobalOptimManager:
             return {}
         gone = [place for place in places if place.parameter() is None and place.shape == p.shape]
         return gone[-1].override if gone else {}
+
+
+def _tensor(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"parameters hold a {type(value).__name__}, expected tensors")
+    return value
 
 
 def _check(config: dict[str, Any]) -> None:

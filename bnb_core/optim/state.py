@@ -28,7 +28,7 @@ from ..ops_registry.formats import (
 
 State: TypeAlias = dict[str, Any]
 
-# Block size of versions of the public package up to 0.44.
+# Block size of older versions of the public package.
 OLDER_BLOCKSIZE = 2048
 
 # Tensors that keep their dtype whatever the parameter's is. `new_max` is a second buffer of older versions.
