@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from optimizers import RULES, make, parameters, train
+from peers import public_package
 
 from bnb_core import functional, optim
 
@@ -326,7 +327,7 @@ def test_state_can_stay_where_it_was_saved(device: torch.device) -> None:
 @pytest.mark.parametrize("name", ["AdamW8bit", "Adam", "Lion8bit", "AdEMAMix8bit", "RMSprop8bit", "Adagrad8bit"])
 def test_with_the_public_package(name: str) -> None:
     """Two steps there, two here, and the other way round, give what four of ours give."""
-    theirs = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").optim
+    theirs = public_package().optim
     device = torch.device("cpu")
     expected = parameters(device)
     train(expected, getattr(optim, name)(expected, lr=1e-2), 0, 4)

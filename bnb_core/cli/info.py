@@ -80,7 +80,7 @@ def _backends() -> Table:
 
 
 def _kernels() -> Table:
-    """First choices; the reference, which every device has, is dimmed."""
+    """First choices of this machine; the reference, which every device has, is dimmed."""
     here = available_devices()
     found = table("First kernel of each operator, by device")
     found.add_column("operator", no_wrap=True)
@@ -88,6 +88,6 @@ def _kernels() -> Table:
     for device in columns:
         found.add_column(device if device in here else f"{device}\n[dim]not here[/]")
     for op in OPS:
-        first = [kernels_for(op, device)[0] for device in columns]
+        first = [next(k for k in kernels_for(op, device) if k.unavailable is None) for device in columns]
         found.add_row(op, *(Text(kernel.name, "dim" if kernel.is_reference else "green") for kernel in first))
     return found

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnb_core.functional import create_fp8_map, dequantize_blockwise, quantize_blockwise
 
-__all__ = ["LinearFP8Global", "LinearFP8Mixed"]
+__all__ = ["LinearFP8Global", "LinearFP8Mixed", "matmul_fp8", "row_blocksize"]
 
 BLOCKSIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -52,6 +52,23 @@ class _Product(torch.autograd.Function):
         return grad_A, grad_W, None, None
 
 
+def row_blocksize(features: int) -> int:
+    """The smallest block that holds a row of so many elements, or the largest there is."""
+    return next((size for size in BLOCKSIZES if features <= size), BLOCKSIZES[-1])
+
+
+def matmul_fp8(
+    A: Tensor, W: Tensor, fw_code: Tensor, bw_code: Tensor, blocksizes: tuple[int, int] | None = None
+) -> Tensor:
+    """`A @ W.T` of operands rounded to the values of fw_code, those of the gradients' products to bw_code.
+
+    A: `[…, K]`, W: `[N, K]`, fp32, fp16 or bf16. blocksizes: of the scales along K and along N; None for one scale per
+    tensor, where A is rounded for the gradient of W too.
+    """
+    product: Tensor = _Product.apply(A, W, (fw_code, bw_code), blocksizes)
+    return product
+
+
 class _LinearFP8(torch.nn.Linear):
     """`torch.nn.Linear` with rounded operands."""
 
@@ -61,17 +78,12 @@ class _LinearFP8(torch.nn.Linear):
         super().__init__(input_features, output_features, bias)
         self.fw_code = create_fp8_map(True, 4, 3, 8)
         self.bw_code = create_fp8_map(True, 5, 2, 8)
-        self.blocksizes = _blocksize(input_features), _blocksize(output_features)
+        self.blocksizes = row_blocksize(input_features), row_blocksize(output_features)
 
     def forward(self, x: Tensor) -> Tensor:
         blocksizes = self.blocksizes if self.per_block else None
-        product: Tensor = _Product.apply(x, self.weight, (self.fw_code, self.bw_code), blocksizes)
+        product = matmul_fp8(x, self.weight, self.fw_code, self.bw_code, blocksizes)
         return product if self.bias is None else product + self.bias
-
-
-def _blocksize(features: int) -> int:
-    """The smallest that holds a row, or the largest there is."""
-    return next((size for size in BLOCKSIZES if features <= size), BLOCKSIZES[-1])
 
 
 class LinearFP8Mixed(_LinearFP8):

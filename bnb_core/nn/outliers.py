@@ -67,7 +67,7 @@ class OutlierTracer:
         self._forget()
         self._initialized = True
         layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        self._hooks = [layer.register_forward_pre_hook(self._look) for layer in layers]
+        self._hooks = [layer.register_forward_pre_hook(self.observe) for layer in layers]
 
     def is_initialized(self) -> bool:
         """True after `initialize`."""
@@ -79,7 +79,8 @@ class OutlierTracer:
         return found
 
     @torch.no_grad()
-    def _look(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def observe(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """The hook before the forward pass of each layer."""
         weight: Any = layer.weight
         if weight in self._found:
             # All layers of a pass come before the first one comes again.

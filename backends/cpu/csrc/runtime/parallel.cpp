@@ -18,6 +18,7 @@ struct OpenMP {
     int (*thread_num)() = nullptr;
     int (*num_threads)() = nullptr;
     int (*in_parallel)() = nullptr;
+    int (*max_threads)() = nullptr;
 };
 
 std::atomic<bool> forked{false};
@@ -32,7 +33,8 @@ bool find(F& function, const char* name) {
 OpenMP load() {
     OpenMP found;
     if (find(found.parallel, "GOMP_parallel") && find(found.thread_num, "omp_get_thread_num") &&
-        find(found.num_threads, "omp_get_num_threads") && find(found.in_parallel, "omp_in_parallel")) {
+        find(found.num_threads, "omp_get_num_threads") && find(found.in_parallel, "omp_in_parallel") &&
+        find(found.max_threads, "omp_get_max_threads")) {
         // The threads of a runtime do not survive fork(), and libgomp would wait for them forever.
         pthread_atfork(nullptr, nullptr, [] { forked = true; });
         return found;
@@ -79,6 +81,8 @@ void parallel_parts(std::int64_t count, std::int64_t least, int threads,
     Work work{count, run, context};
     runtime.parallel(run_part, &work, static_cast<unsigned>(parts), 0);
 }
+
+int max_threads() { return openmp().parallel == nullptr ? 1 : openmp().max_threads(); }
 
 const char* threading() {
     if (openmp().parallel == nullptr) return "serial: no OpenMP runtime with GOMP_parallel is loaded";

@@ -29,6 +29,9 @@ BNB_INLINE void parallel(std::int64_t count, std::int64_t least, int threads, F&
         &f);
 }
 
+// The number of threads that torch.get_num_threads() says, for callers that do not know it.
+int max_threads();
+
 // How the threads are run: "GOMP_parallel", or "serial" with the reason.
 const char* threading();
 

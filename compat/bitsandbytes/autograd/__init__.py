@@ -1,0 +1,5 @@
+"""Differentiable products with quantized weights."""
+
+from . import _functions
+
+__all__ = ["_functions"]

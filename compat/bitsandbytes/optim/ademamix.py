@@ -1,0 +1,5 @@
+"""AdEMAMix, as classes that belong to this module."""
+
+from .optimizer import Optimizer2State, family
+
+family(globals(), Optimizer2State, "AdEMAMix", paged=True)

@@ -1,0 +1,5 @@
+"""Lion, as classes that belong to this module."""
+
+from .optimizer import Optimizer1State, family
+
+family(globals(), Optimizer1State, "Lion", paged=True)

@@ -1,0 +1,32 @@
+"""The two distributions that are imported as `bitsandbytes`: the drop-in of this repository, and the public package."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from types import ModuleType
+
+import pytest
+
+_MARK = "+bnb.core"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def drop_in() -> ModuleType:
+    """This repository's; skips where it is not installed."""
+    if not _version().endswith(_MARK):
+        pytest.skip("the drop-in is not installed: pip install ./compat")
+    return importlib.import_module("bitsandbytes")
+
+
+def public_package() -> ModuleType:
+    """The public package; skips where it is not installed."""
+    if not _version() or _version().endswith(_MARK):
+        pytest.skip("the public package bitsandbytes is not installed")
+    return importlib.import_module("bitsandbytes")
