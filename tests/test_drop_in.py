@@ -84,9 +84,11 @@ def test_the_distribution_is_what_integrations_ask_for(bnb: ModuleType) -> None:
 
 
 def test_layers_and_parameters_are_those_of_bnb_core(bnb: ModuleType) -> None:
-    for name in bnb.nn.__all__:
-        if name not in ("modules", "parametrize"):
-            assert getattr(bnb.nn, name) is getattr(bnb.nn.modules, name) is getattr(bnb_core.nn, name)
+    for name in set(bnb.nn.__all__) & set(bnb.nn.modules.__all__):
+        assert getattr(bnb.nn, name) is getattr(bnb.nn.modules, name) is getattr(bnb_core.nn, name)
+    older = bnb.nn.triton_based_modules
+    assert older.SwitchBackLinear is bnb.nn.SwitchBackLinear is bnb_core.nn.SwitchBackLinear
+    assert older.SwitchBackLinearGlobalMemEfficient(8, 8).mem_efficient
 
 
 def test_import_does_nothing_but_import() -> None:

@@ -8,6 +8,7 @@ from .linear8bit import Linear8bitLt
 from .linear_fp8 import LinearFP8Global, LinearFP8Mixed
 from .outliers import OutlierAwareLinear
 from .params import Int8Params, Params4bit, QuantizedParameter
+from .switchback import SwitchBackLinear, SwitchBackLinearGlobal, SwitchBackLinearVectorwise
 
 __all__ = [
     "Embedding",
@@ -27,5 +28,8 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedParameter",
     "StableEmbedding",
+    "SwitchBackLinear",
+    "SwitchBackLinearGlobal",
+    "SwitchBackLinearVectorwise",
     "parametrize",
 ]

@@ -1,6 +1,6 @@
 """Layers with quantized weights, and the parameters they hold."""
 
-from . import modules, parametrize
+from . import modules, parametrize, triton_based_modules
 from .modules import (
     Embedding,
     Embedding4bit,
@@ -15,6 +15,12 @@ from .modules import (
     OutlierAwareLinear,
     Params4bit,
     StableEmbedding,
+)
+from .triton_based_modules import (
+    StandardLinear,
+    SwitchBackLinear,
+    SwitchBackLinearGlobal,
+    SwitchBackLinearVectorwise,
 )
 
 __all__ = [
@@ -31,6 +37,11 @@ __all__ = [
     "OutlierAwareLinear",
     "Params4bit",
     "StableEmbedding",
+    "StandardLinear",
+    "SwitchBackLinear",
+    "SwitchBackLinearGlobal",
+    "SwitchBackLinearVectorwise",
     "modules",
     "parametrize",
+    "triton_based_modules",
 ]
