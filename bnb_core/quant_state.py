@@ -87,6 +87,8 @@ class QuantState:
     offset: Tensor | None = None
     state2: QuantState | None = None
 
+    _off_meta: ClassVar[QuantState | None] = None
+
     def __post_init__(self) -> None:
         if self.shape is not None:
             self.shape = torch.Size(self.shape)
@@ -120,15 +122,28 @@ class QuantState:
         return self.shape, self.blocksize, self.quant_type
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> QuantState:
-        """The state with `fn` applied to each tensor; this one where that changed none."""
+        """The state with `fn` applied to each tensor; this one where that changed none.
+
+        A state on meta knows the one that was moved there, and goes on from that.
+        """
         changed: dict[str, Any] = {}
+        source = self._off_meta or self
         for name in ("absmax", "code", "offset"):
-            tensor = getattr(self, name)
+            tensor = getattr(source, name)
             if tensor is not None and (new := fn(tensor)) is not tensor:
                 changed[name] = new
-        if self.state2 is not None and (state2 := self.state2.map(fn)) is not self.state2:
+        if source.state2 is not None and (state2 := source.state2.map(fn)) is not source.state2:
             changed["state2"] = state2
-        return dataclasses.replace(self, **changed) if changed else self
+        if not changed:
+            return source
+        mapped = dataclasses.replace(source, **changed)
+        if not mapped.absmax.is_meta:
+            return mapped
+        if self.absmax.is_meta:
+            return self
+        # Offloading puts the codes back later, but not the statistics.
+        mapped.__dict__["_off_meta"] = dataclasses.replace(self)
+        return mapped
 
     def moved_to(self, device: torch.device | str | int, non_blocking: bool = False) -> QuantState:
         """The state on a device: this one where it is there already, else another."""

@@ -381,6 +381,15 @@ def test_state_moves_in_place_or_not(state: Any, device: torch.device) -> None:
         assert state.state2.absmax.is_meta
 
 
+def test_state_comes_back_from_meta(state: Any, device: torch.device) -> None:
+    moved = state.moved_to("meta")
+    assert moved.moved_to("meta") is moved
+    assert moved.moved_to(device) == state
+    kept = copy.deepcopy(state)
+    assert state.to("meta").to(device) is state
+    assert state == kept
+
+
 def test_state_as_a_list(state: Any) -> None:
     nested = [state.offset, state.state2] if state.nested else None
     expected = [state.absmax, state.shape, state.dtype, state.blocksize, nested, state.quant_type]

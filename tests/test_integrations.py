@@ -65,7 +65,7 @@ IDS = torch.randint(128, (4, 16), generator=torch.Generator().manual_seed(0))
 
 @torch.no_grad()
 def logits(model: Any) -> Tensor:
-    return model(IDS.to(model.device)).logits
+    return model(IDS).logits
 
 
 def close(got: Tensor, want: Tensor, part: float) -> None:
@@ -224,3 +224,21 @@ def test_accelerate_prepares_quantized_models(model_dir: Path) -> None:
     want = logits(model)
     prepared = accelerate.Accelerator(cpu=True).prepare(model)
     assert torch.equal(logits(prepared), want)
+
+
+@pytest.mark.parametrize("to", ["memory", "disk"])
+@pytest.mark.parametrize("config", ["nf4", "nf4-double", "fp4"])
+def test_accelerate_offloads_4_bit_weights(config: str, to: str, model_dir: Path, tmp_path: Path) -> None:
+    """Weights wait on meta, and come back for the time of a layer's forward pass."""
+    import accelerate
+
+    model = load(model_dir, config)
+    want = logits(model)
+    if to == "memory":
+        accelerate.cpu_offload(model, execution_device="cpu")
+    else:
+        accelerate.disk_offload(model, tmp_path, execution_device="cpu")
+    assert model.model.layers[0].self_attn.q_proj.weight.is_meta
+    for _ in range(2):
+        assert torch.equal(logits(model), want)
+    assert model.model.layers[0].self_attn.q_proj.weight.is_meta
