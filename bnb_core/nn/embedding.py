@@ -13,7 +13,7 @@ from bnb_core.ops_registry.formats import QUANT_TYPES
 from bnb_core.optim.overrides import GlobalOptimManager
 from bnb_core.quant_state import QuantState
 
-from .layer import QuantizedLayer, not_quantized
+from .layer import QuantizedLayer
 from .params import Int8Params, Params4bit
 
 __all__ = ["Embedding", "Embedding4bit", "Embedding8bit", "EmbeddingFP4", "EmbeddingNF4", "StableEmbedding"]
@@ -102,8 +102,8 @@ class Embedding8bit(QuantizedLayer, torch.nn.Embedding):
         weight = self._operand("weight")
         scales = getattr(weight, "SCB", None)
         if scales is None:
-            raise not_quantized(weight, Int8Params)
-        chosen = embedding(input, weight.data), embedding(input, scales.unsqueeze(-1)).squeeze(-1)
+            scales = self._statistics("SCB", Int8Params)
+        chosen = embedding(input, weight), embedding(input, scales.unsqueeze(-1)).squeeze(-1)
         codes, scale = chosen[0].reshape(-1, self.embedding_dim), chosen[1].reshape(-1)
         rows = torch.ops.bnb_core.int8_vectorwise_dequant.default(codes, scale)
         return rows.to(self.dtype).reshape(*input.shape, self.embedding_dim)
@@ -151,11 +151,11 @@ class Embedding4bit(QuantizedLayer, torch.nn.Embedding):
         weight = self._operand("weight")
         state = getattr(weight, "quant_state", None)
         if state is None:
-            raise not_quantized(weight, Params4bit)
+            state = self._statistics("quant_state", Params4bit)
         shape, blocksize, quant_type = state.four_bit_format()
         absmax, *nested = state.statistics()
         return torch.ops.bnb_core.embedding_4bit.default(
-            input, weight.data, list(shape), absmax, blocksize, quant_type, self.dtype, *nested
+            input, weight, list(shape), absmax, blocksize, quant_type, self.dtype, *nested
         )
 
 

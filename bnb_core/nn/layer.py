@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,19 +14,36 @@ from torch import Tensor
 
 from .params import QuantizedParameter
 
-__all__ = ["QuantizedLayer", "not_quantized"]
+__all__ = ["QuantizedLayer"]
 
 L = TypeVar("L", bound="QuantizedLayer")
 
+# torch 2.6 does not tell one from the other.
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
-def not_quantized(weight: Tensor, expected: type[QuantizedParameter]) -> RuntimeError:
-    """The error of a forward pass that finds no statistics at the weight, which should be of the class `expected`."""
-    if isinstance(weight, QuantizedParameter):
-        return RuntimeError("the weight is not quantized yet: move the layer to its device once, as in layer.to('cpu')")
-    return RuntimeError(
-        f"the weight is a {type(weight).__name__} without statistics, which was put in the place of the layer's own: "
-        f"assign a {expected.__name__} (torch.export does that unless strict=True)"
-    )
+
+class _Parameters(dict[str, Any]):
+    """The parameters of a layer, which know whose place a tensor takes that is put there for a while."""
+
+    # Weakly: who puts the weight back keeps it meanwhile, and who does not may free it.
+    _displaced: weakref.ref[QuantizedParameter] | None = None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            present = self.get(name)
+            if value is None or isinstance(value, QuantizedParameter):
+                self._displaced = None
+            elif isinstance(present, QuantizedParameter):
+                self._displaced = weakref.ref(present)
+        super().__setitem__(name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+    @property
+    def displaced(self) -> QuantizedParameter | None:
+        """The weight in whose place another tensor stands."""
+        return None if self._displaced is None else self._displaced()
 
 
 class QuantizedLayer(torch.nn.Module):
@@ -35,15 +53,42 @@ class QuantizedLayer(torch.nn.Module):
     weights stay tied, and never change its codes and scales. A checkpoint has the statistics beside the weight. A
     quantized one loads into a layer that is quantized or not, an unquantized one into a layer that is not yet.
 
-    torch.compile takes the module in one graph, and torch.export with strict=True, from torch 2.8 on.
+    torch.compile and torch.export take the module in one graph, from torch 2.8 on.
     """
 
     weight: QuantizedParameter
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__["_parameters"] = _Parameters(self._parameters)
 
     def _operand(self, name: str) -> Any:
         # The attribute of that name. `nn.Module.__getattr__` takes 0.8 µs to look among the parameters last.
         parameters = self._parameters
         return parameters[name] if name in parameters else getattr(self, name)
+
+    def _statistics(self, name: str, expected: type[QuantizedParameter]) -> Any:
+        """What a forward pass takes where the weight, which should be of the class `expected`, has no statistics.
+
+        torch.export traces with another tensor in the weight's place, and takes those of the weight.
+
+        Raises RuntimeError where there are none.
+        """
+        weight = self._operand("weight")
+        displaced = getattr(self._parameters, "displaced", None)
+        if displaced is not None and _exporting():
+            weight = displaced
+        statistics = getattr(weight, name, None)
+        if statistics is not None:
+            return statistics
+        if isinstance(weight, QuantizedParameter):
+            raise RuntimeError(
+                "the weight is not quantized yet: move the layer to its device once, as in layer.to('cpu')"
+            )
+        raise RuntimeError(
+            f"the weight is a {type(weight).__name__} without statistics, which was put in the place of the layer's "
+            f"own: assign a {expected.__name__}"
+        )
 
     def _quantized_parameter(self) -> QuantizedParameter | None:
         # Code outside may have assigned a parameter of another class, which is treated as in any module.

@@ -11,7 +11,7 @@ from torch import Tensor
 from bnb_core.autograd import matmul_4bit
 from bnb_core.quant_state import QuantState
 
-from .layer import QuantizedLayer, not_quantized
+from .layer import QuantizedLayer
 from .params import Params4bit
 
 __all__ = ["Linear4bit", "LinearFP4", "LinearNF4"]
@@ -62,7 +62,7 @@ class Linear4bit(QuantizedLayer, torch.nn.Linear):
         weight, bias, compute_dtype = self._operand("weight"), self._operand("bias"), self.compute_dtype
         state = getattr(weight, "quant_state", None)
         if state is None:
-            raise not_quantized(weight, Params4bit)
+            state = self._statistics("quant_state", Params4bit)
         if compute_dtype is None or compute_dtype == x.dtype:  # a cast that changes nothing takes 1.3 µs
             return matmul_4bit(x, weight, state, None, bias)
         if x.dtype == torch.float32 and not torch.compiler.is_compiling():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bnb_core.autograd import MatmulLtState, int8_linear, int8_linear_of_weight
 
-from .layer import QuantizedLayer, not_quantized
+from .layer import QuantizedLayer
 from .params import Int8Params
 
 __all__ = ["Linear8bitLt"]
@@ -58,5 +58,5 @@ class Linear8bitLt(QuantizedLayer, torch.nn.Linear):
             return int8_linear_of_weight(x, weight, bias, self.threshold)
         scales = getattr(weight, "SCB", None)
         if scales is None:
-            raise not_quantized(weight, Int8Params)
+            scales = self._statistics("SCB", Int8Params)
         return int8_linear(x, weight, scales, bias, self.threshold)
