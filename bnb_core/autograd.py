@@ -54,11 +54,26 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.flatten(0, -2) if tensor.ndim > 1 else tensor.unsqueeze(0)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast on a device, None where it is off."""
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` in their own dtype, under autocast too: a compiled backward pass runs in that of its forward pass."""
+    if autocast_dtype(a.device) is None:
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
 def _bias_gradient(gradient: Tensor, dtype: torch.dtype) -> Tensor:
     return _rows(gradient).sum(0, dtype=dtype)
 
 
-def _batched(
+def vmap_rule(
     function: type[torch.autograd.Function],
     rows_independent: bool,
     info: Any,
@@ -112,14 +127,15 @@ class _Gemm4bit(torch.autograd.Function):
             B, *statistics = ctx.saved_tensors
             shape, blocksize, quant_type = ctx.weight
             scales = dequantized_scales(*statistics)
-            grad_A = gradient @ _ops.dequantize_4bit.default(B, scales, blocksize, quant_type, shape, gradient.dtype)
+            weight = _ops.dequantize_4bit.default(B, scales, blocksize, quant_type, shape, gradient.dtype)
+            grad_A = _product(gradient, weight)
         if ctx.needs_input_grad[2]:
             grad_bias = _bias_gradient(gradient, ctx.bias_dtype)
         return grad_A, None, grad_bias, *(None,) * 7
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        return _batched(_Gemm4bit, True, info, in_dims, args)
+        return vmap_rule(_Gemm4bit, True, info, in_dims, args)
 
 
 def matmul_4bit(
@@ -167,7 +183,8 @@ class _Int8Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         grad_A = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_A = gradient @ _ops.int8_vectorwise_dequant.default(*ctx.saved_tensors).to(gradient.dtype)
+            weight = _ops.int8_vectorwise_dequant.default(*ctx.saved_tensors)
+            grad_A = _product(gradient, weight.to(gradient.dtype))
         if ctx.needs_input_grad[3]:
             grad_bias = _bias_gradient(gradient, ctx.bias_dtype)
         return grad_A, None, None, grad_bias, None
@@ -175,7 +192,7 @@ class _Int8Linear(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         # With a threshold the outlier columns are those of all rows of a call together.
-        return _batched(_Int8Linear, args[-1] == 0, info, in_dims, args)
+        return vmap_rule(_Int8Linear, args[-1] == 0, info, in_dims, args)
 
 
 def int8_linear(A: Tensor, CB: Tensor, SCB: Tensor, bias: Tensor | None, threshold: float) -> Tensor:
@@ -204,16 +221,16 @@ class _Int8LinearOfWeight(torch.autograd.Function):
         A, W = ctx.saved_tensors
         grad_A = grad_W = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_A = gradient @ W.to(gradient.dtype)
+            grad_A = _product(gradient, W.to(gradient.dtype))
         if ctx.needs_input_grad[1]:
-            grad_W = (_rows(gradient).mT @ _rows(A)).to(W.dtype)
+            grad_W = _product(_rows(gradient).mT, _rows(A)).to(W.dtype)
         if ctx.needs_input_grad[2]:
             grad_bias = _bias_gradient(gradient, ctx.bias_dtype)
         return grad_A, grad_W, grad_bias, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        return _batched(_Int8LinearOfWeight, args[-1] == 0, info, in_dims, args)
+        return vmap_rule(_Int8LinearOfWeight, args[-1] == 0, info, in_dims, args)
 
 
 def int8_linear_of_weight(A: Tensor, W: Tensor, bias: Tensor | None, threshold: float) -> Tensor:

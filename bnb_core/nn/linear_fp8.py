@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnb_core.autograd import autocast_dtype, vmap_rule
 from bnb_core.functional import create_fp8_map, dequantize_blockwise, quantize_blockwise
+from bnb_core.functional.older import dequantize_no_absmax, quantize_no_absmax
 
 __all__ = ["LinearFP8Global", "LinearFP8Mixed", "matmul_fp8", "row_blocksize"]
 
@@ -20,8 +22,21 @@ BLOCKSIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 
 def _rounded(x: Tensor, code: Tensor, blocksize: int | None) -> Tensor:
     """x at the nearest values of a code, scaled per block of its rows, one after the other, or as a whole."""
-    codes, state = quantize_blockwise(x, code.to(x.device), blocksize=blocksize or max(x.numel(), 1))
+    code = code.to(x.device)
+    if blocksize is None:
+        return _rounded_as_a_whole(x, code)
+    codes, state = quantize_blockwise(x, code, blocksize=blocksize)
     return dequantize_blockwise(codes, state)
+
+
+def _rounded_as_a_whole(x: Tensor, code: Tensor) -> Tensor:
+    # The block size of an operator is a constant of a graph: with one block as large as x each size would be compiled.
+    if not x.numel():
+        return x
+    scale = x.abs().amax().float()
+    scale = torch.where(scale.isfinite(), scale, torch.nan)
+    codes = quantize_no_absmax(x.float() / scale, code)
+    return (dequantize_no_absmax(codes, code) * scale).to(x.dtype)
 
 
 class _Product(torch.autograd.Function):
@@ -50,6 +65,10 @@ class _Product(torch.autograd.Function):
                 rows = _rounded(rows, ctx.codes[1], None)
             grad_W = gradient.reshape(-1, gradient.shape[-1]).t() @ rows
         return grad_A, grad_W, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        return vmap_rule(_Product, False, info, in_dims, args)
 
 
 def row_blocksize(features: int) -> int:
@@ -81,16 +100,19 @@ class _LinearFP8(torch.nn.Linear):
         self.blocksizes = row_blocksize(input_features), row_blocksize(output_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias, dtype = self.weight, self.bias, autocast_dtype(x.device)
+        if dtype is not None:
+            x, weight = x.to(dtype), weight.to(dtype)
         blocksizes = self.blocksizes if self.per_block else None
-        product = matmul_fp8(x, self.weight, self.fw_code, self.bw_code, blocksizes)
-        return product if self.bias is None else product + self.bias
+        product = matmul_fp8(x, weight, self.fw_code, self.bw_code, blocksizes)
+        return product if bias is None else product + bias.to(product.dtype)
 
 
 class LinearFP8Mixed(_LinearFP8):
     """A linear layer whose operands have one scale per block of a row; the gradient of the weight is not rounded.
 
-    The input is `[…, input_features]` in the dtype of the weight, fp32, fp16 or bf16; input, weight and bias have
-    gradients.
+    The input is `[…, input_features]` in the dtype of the weight, fp32, fp16 or bf16; under autocast both are cast to
+    its dtype. Input, weight and bias have gradients.
     """
 
     per_block = True
