@@ -1,4 +1,4 @@
-"""The embeddings: values, saving, moving, tracing, and the optimizer state that the unquantized ones ask for."""
+"""The embeddings: values, saving, moving, and the optimizer state that the unquantized ones ask for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_layers import ONE_GRAPH, bits, same_bits
+from test_layers import bits, same_bits
 from torch import Tensor
 
 from bnb_core import functional as F
@@ -126,19 +126,6 @@ def test_casts_keep_the_bits(make: Any, change: Any, device: torch.device) -> No
     change(layer)
     assert same_bits(bits(layer), before)
     assert torch.equal(layer(indices(device, 4)), result)
-
-
-@over_quantized
-@pytest.mark.skipif(not ONE_GRAPH, reason="torch < 2.8 does not trace a subclass of Parameter")
-def test_one_graph_for_all_lengths(make: Any, device: torch.device) -> None:
-    from torch._dynamo.testing import CompileCounter
-
-    torch._dynamo.reset()
-    layer, counter = make(ROWS, WIDTH).to(device), CompileCounter()
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
-    for length in (3, 8, 21):
-        assert torch.equal(compiled(indices(device, length)), layer(indices(device, length)))
-    assert counter.frame_count == 1
 
 
 # -- embeddings that are trained ---------------------------------------------------------------------------------------

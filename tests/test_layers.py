@@ -1,4 +1,4 @@
-"""The linear layers and their parameters: quantizing, moving, copying, computing, differentiating, compiling."""
+"""The linear layers and their parameters: quantizing, moving, copying, computing, differentiating."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 import bnb_core
 from bnb_core import functional as F
@@ -23,10 +21,6 @@ from bnb_core import nn
 IN, OUT = 128, 48
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-
-# Older ones cannot trace a subclass of Parameter: the graph breaks at each layer.
-ONE_GRAPH = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
-needs_one_graph = pytest.mark.skipif(not ONE_GRAPH, reason="torch < 2.8 does not trace a subclass of Parameter")
 
 Make = Callable[..., torch.nn.Linear]
 FOUR_BIT: dict[str, Make] = {
@@ -435,50 +429,7 @@ def test_a_second_derivative(device: torch.device) -> None:
     assert relative_error(second, torch.ones(2, IN, device=device) @ (2 * W.t() @ W)) < 1e-4
 
 
-@over(LAYERS)
-def test_saved_tensors_and_checkpointing(make: Make, device: torch.device) -> None:
-    layer = make(IN, OUT).to(device)
-    saved: list[Tensor] = []
-    x = activations(device, 4).requires_grad_()
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        y = layer(x)
-    assert any(tensor.data_ptr() == layer.weight.data_ptr() for tensor in saved)
-    y.sum().backward()
-    expected, x.grad = x.grad, None
-    checkpoint(layer, x, use_reentrant=False).sum().backward()
-    assert torch.equal(x.grad, expected)
-
-
 # -- transforms --------------------------------------------------------------------------------------------------------
-
-
-@over(LAYERS)
-def test_func_grad_and_vmap(make: Make, device: torch.device) -> None:
-    layer = make(IN, OUT).to(device)
-    x = activations(device, 3, 4)
-
-    def loss(t: Tensor) -> Tensor:
-        return layer(t).pow(2).sum()
-
-    single = torch.stack([layer(t) for t in x])
-    gradients = []
-    for t in x:
-        leaf = t.clone().requires_grad_()
-        loss(leaf).backward()
-        gradients.append(leaf.grad)
-    assert torch.allclose(torch.func.grad(loss)(x[0]), gradients[0], atol=1e-5)
-    assert torch.allclose(torch.func.vmap(layer)(x), single, atol=1e-5)
-    assert torch.allclose(torch.func.vmap(layer, in_dims=1)(x.transpose(0, 1)), single, atol=1e-5)
-    assert torch.allclose(torch.func.vmap(torch.func.grad(loss))(x), torch.stack(gradients), atol=1e-4)
-    total = torch.func.grad(lambda t: torch.func.vmap(loss)(t).sum())(x)
-    assert torch.allclose(total, torch.stack(gradients), atol=1e-4)
-    parameters = dict(layer.named_parameters())
-    assert torch.equal(torch.func.functional_call(layer, parameters, (x,)), layer(x))
 
 
 @over(LAYERS)
@@ -504,40 +455,6 @@ def test_vmap_over_other_operands(device: torch.device) -> None:
     assert torch.equal(torch.func.vmap(product)(biases), expected)
 
 
-@over(LAYERS)
-def test_compiles(make: Make, device: torch.device) -> None:
-    torch.compiler.reset()
-    layer = make(IN, OUT).to(device)
-    compiled = torch.compile(layer, fullgraph=ONE_GRAPH, backend="aot_eager")
-    results = []
-    for function in (layer, compiled):
-        x = activations(device, 2, 3).fill_(0.5).requires_grad_()
-        layer.zero_grad()
-        y = function(x)
-        y.pow(2).sum().backward()
-        gradients = [parameter.grad for parameter in layer.parameters() if parameter.requires_grad]
-        results.append([y, x.grad, *gradients])
-    for eager, found in zip(*results, strict=True):
-        assert torch.allclose(eager, found, rtol=1e-5, atol=1e-5)
-    with torch.no_grad():
-        assert torch.equal(compiled(x), layer(x))
-
-
-@needs_one_graph
-def test_compiles_once_for_all_numbers_of_rows(device: torch.device) -> None:
-    torch.compiler.reset()
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    counter = CompileCounterWithBackend("aot_eager")
-    model = torch.nn.Sequential(nn.LinearNF4(IN, OUT), torch.nn.ReLU(), nn.LinearFP4(OUT, 8)).to(device)
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
-    with torch.no_grad():
-        for rows in (2, 3, 17):
-            x = activations(device, rows)
-            assert torch.equal(compiled(x), model(x))
-    assert counter.frame_count == 1
-
-
 def test_functions_compile_in_one_graph(device: torch.device) -> None:
     torch.compiler.reset()
 
@@ -550,20 +467,6 @@ def test_functions_compile_in_one_graph(device: torch.device) -> None:
     found = torch.compile(both_ways, fullgraph=True, backend="aot_eager")(A)
     for eager, compiled in zip(both_ways(A), found, strict=True):
         assert torch.equal(eager, compiled)
-
-
-@needs_one_graph
-@pytest.mark.parametrize("make", [nn.LinearNF4, INT8["int8 threshold"]])
-def test_exports(make: Make, device: torch.device) -> None:
-    model = torch.nn.Sequential(make(IN, OUT)).to(device)
-    rows = {0: torch.export.Dim("rows")}
-    x = activations(device, 4)
-    program = torch.export.export(model, (x,), dynamic_shapes=(rows,), strict=True)
-    for count in (2, 9):
-        x = activations(device, count)
-        assert torch.equal(program.module()(x), model(x))
-    with pytest.raises(RuntimeError, match="without statistics"):
-        torch.export.export(model, (x,), strict=False)
 
 
 # -- matmul and matmul_4bit --------------------------------------------------------------------------------------------
