@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bnb_core.functional import create_fp8_map, dequantize_blockwise, quantize_blockwise
 from bnb_core.nn import LinearFP8Global, LinearFP8Mixed
+from bnb_core.nn.linear_fp8 import _rounded
 
 LAYERS = [LinearFP8Mixed, LinearFP8Global]
 
@@ -47,6 +49,19 @@ def test_product_and_gradients(cls: Any, dtype: torch.dtype, device: torch.devic
     for name, (found, wanted) in expected.items():
         error = (found.detach().cpu().double() - wanted).abs().max() / wanted.abs().max()
         assert error < tolerance, name
+
+
+@pytest.mark.parametrize("special", [None, 0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_tensor_as_a_whole_is_rounded_as_one_block(
+    special: float | None, dtype: torch.dtype, device: torch.device
+) -> None:
+    torch.manual_seed(0)
+    x, code = torch.randn(300, 41).to(device, dtype), create_fp8_map(True, 5, 2, 8).to(device)
+    if special is not None:
+        x[:, 3 if special else slice(None)] = special
+    one_block = dequantize_blockwise(*quantize_blockwise(x, code, blocksize=x.numel()))
+    torch.testing.assert_close(_rounded(x, code, None), one_block, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("features", "size"), [(1, 64), (64, 64), (65, 128), (4096, 4096), (11008, 4096)])
