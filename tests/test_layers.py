@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import math
 import pickle
 import warnings
 from collections.abc import Callable
@@ -467,6 +468,107 @@ def test_functions_compile_in_one_graph(device: torch.device) -> None:
     found = torch.compile(both_ways, fullgraph=True, backend="aot_eager")(A)
     for eager, compiled in zip(both_ways(A), found, strict=True):
         assert torch.equal(eager, compiled)
+
+
+# -- LLM.int8() ------------------------------------------------------------------------------------------------------
+
+
+def decomposed(layer: torch.nn.Linear, x: Tensor) -> Tensor:
+    """The layer's mathematics in float64: codes of the rows without outliers, and the outlier columns as they are."""
+    weight, scales = layer.weight.detach(), layer.weight.SCB
+    if scales is None:
+        weight, scales, _ = F.int8_vectorwise_quant(weight)
+    W = weight.double() * scales.double()[:, None] / 127
+    codes, absmax, columns = F.int8_vectorwise_quant(x, layer.threshold)
+    rounded = codes.double() * absmax.double()[:, None] / 127
+    return rounded @ W.t() + x.double()[:, columns] @ W[:, columns].t() + layer.bias.double()
+
+
+# The constant that stands for 1 / 127**2 is 1.8e-5 off; the product of the codes has its error.
+CONSTANT = 2e-5
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["int8", "int8 of a weight"])
+@pytest.mark.parametrize(
+    ("dtype", "largest", "rounding"),
+    [(torch.float32, 3e30, 1e-6), (torch.bfloat16, 3e30, 2.0**-8), (torch.float16, 3e4, 2.0**-10)],
+)
+def test_outliers_are_computed_in_the_dtype_of_the_activations(
+    dtype: torch.dtype, largest: float, rounding: float, kept: bool, device: torch.device
+) -> None:
+    """Far outside of fp16 where dtype is another, with all their digits, and rounded once."""
+    layer = nn.Linear8bitLt(IN, OUT, has_fp16_weights=kept, threshold=6.0).to(device)
+    x = (torch.rand(9, IN, dtype=torch.float64) - 0.5).to(device, dtype)
+    for scale in (math.pi * 10, largest / math.pi):
+        x[:, [3, 70]] = (torch.rand(9, 2, dtype=torch.float64).to(device) * 0.5 * scale + scale / 2).to(dtype)
+        y, expected = layer(x), decomposed(layer, x)
+        assert y.dtype == dtype
+        assert y.isfinite().all()
+        error = (y.double() - expected).abs()
+        assert (error <= rounding * expected.abs() + 2e-6 * float(expected.abs().max()) + CONSTANT).all()
+        # Where the outliers are zero, the rest must not have been touched by them.
+        x[1:, [3, 70]] = 0
+        y, expected = layer(x)[1:], decomposed(layer, x)[1:]
+        assert ((y.double() - expected).abs() <= rounding * expected.abs() + CONSTANT).all()
+
+
+@over(INT8 | KEPT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_accumulate(make: Make, dtype: torch.dtype, device: torch.device) -> None:
+    layer = make(IN, OUT).to(device)
+    x = activations(device, 6, dtype=dtype).requires_grad_()
+    leaves = [t for t in (x, *layer.parameters()) if t.requires_grad]
+    weights = [torch.randn(6, OUT).to(device, dtype) for _ in range(2)]
+    singly = [torch.autograd.grad((layer(x) * w).sum(), leaves) for w in weights]
+    for w in weights:
+        (layer(x) * w).sum().backward()
+    for leaf, first, second in zip(leaves, *singly, strict=True):
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == leaf.dtype
+        assert torch.equal(leaf.grad, first + second)
+    twice = layer(x)
+    (twice * weights[0]).sum().backward(retain_graph=True)
+    before = [leaf.grad.clone() for leaf in leaves]
+    (twice * weights[0]).sum().backward()
+    for leaf, start, once in zip(leaves, before, singly[0], strict=True):
+        assert torch.equal(leaf.grad, start + once)
+
+
+def test_training_a_weight_through_outliers(device: torch.device) -> None:
+    layer = nn.Linear8bitLt(IN, 8, threshold=3.0).to(device)
+    x = activations(device, 64)
+    target = x @ torch.randn(IN, 8, device=device) / IN**0.5
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = (layer(x) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["int8", "int8 of a weight"])
+def test_matmul_compiles_for_all_numbers_of_rows(kept: bool, device: torch.device) -> None:
+    torch.compiler.reset()
+    B = torch.randn(OUT, IN, device=device)
+    state = bnb_core.MatmulLtState(threshold=3.0, has_fp16_weights=kept)
+    bnb_core.matmul(activations(device, 1), B, state=state)  # quantizes where it is to
+    graphs: list[torch.fx.GraphModule] = []
+
+    def product(A: Tensor) -> Tensor:
+        return bnb_core.matmul(A, B, state=state)
+
+    def counting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(product, fullgraph=True, dynamic=True, backend=counting)
+    for rows in (2, 5, 9):
+        A = activations(device, rows)
+        assert torch.equal(compiled(A), product(A))
+    assert len(graphs) == 1
 
 
 # -- matmul and matmul_4bit --------------------------------------------------------------------------------------------
