@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import io
 import math
 import pickle
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -227,6 +229,17 @@ def test_a_move_gives_a_new_parameter_and_leaves_the_old_one(make: Make, device:
     scales = [p.absmax if isinstance(p, nn.Params4bit) else p.SCB for p in (moved, weight)]
     assert scales[0].is_meta
     assert scales[1].device == device
+
+
+@over(QUANTIZED)
+def test_a_weight_that_is_replaced_is_freed(make: Make, device: torch.device) -> None:
+    layer = make(IN, OUT).to(device)
+    weight = weakref.ref(layer.weight)
+    layer.weight = torch.nn.Parameter(layer.weight.data, requires_grad=False)
+    gc.collect()
+    assert weight() is None
+    for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        assert same_bits(bits(other), bits(layer))
 
 
 @over(LAYERS)
