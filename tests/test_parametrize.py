@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
 import torch
+from test_layer_tracing import ONE_GRAPH
 from torch import Tensor
 
 from bnb_core import functional as F
@@ -64,6 +66,36 @@ def test_a_forward_pass_dequantizes_once_beside_another_parametrization(device: 
     ops_registry.reset_kernel_counts()
     module(torch.ones(3, 40, device=device))
     assert sum(n for (op, _, _), n in ops_registry.kernel_counts().items() if op == "dequantize_4bit") == 1
+
+
+@pytest.mark.skipif(not ONE_GRAPH, reason="torch < 2.8 does not trace the layers in one graph")
+def test_a_graph_dequantizes_once(device: torch.device) -> None:
+    torch.compiler.reset()
+    module, graphs = quantized(device), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    def sample(rows: int) -> Tensor:
+        return torch.randn(rows, 40, device=device, requires_grad=True)
+
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
+    for rows in (2, 5, 9):
+        x = sample(rows)
+        assert torch.equal(compiled(x), module(x))
+    assert len(graphs) == 1
+    for strict in (False, True):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "While compiling, we found certain side effects")
+            program = torch.export.export(module, (sample(2),), strict=strict)
+        graphs.append(program.graph_module)
+        x = sample(2)
+        assert torch.equal(program.module()(x), module(x))
+    for graph in graphs:
+        nodes = [n for part in graph.modules() if isinstance(part, torch.fx.GraphModule) for n in part.graph.nodes]
+        assert sum("dequantize_4bit" in str(node.target) for node in nodes) == 1
+    assert module.weight is not module.weight, "nothing is kept"
 
 
 def test_a_forward_pass_that_fails_keeps_nothing(device: torch.device) -> None:

@@ -6,7 +6,6 @@ checkpoint the codes stand under the parameter's own name, with the statistics b
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,15 +19,31 @@ __all__ = ["Bnb4bitParametrization", "replace_parameter_4bit", "replace_paramete
 
 
 class Bnb4bitParametrization(nn.Module):
-    """The values of packed 4-bit codes. quant_state: their statistics, which move with the module."""
+    """The values of packed 4-bit codes. quant_state: their statistics, which move with the module.
+
+    Between `keep` and `release`, hooks of a module's forward pass, they are dequantized once.
+    """
 
     def __init__(self, quant_state: QuantState) -> None:
         super().__init__()
         self.quant_state = quant_state
+        self.release()
+
+    def keep(self, module: nn.Module, args: Any) -> None:
+        self._keeps = True
+
+    def release(self, *_: Any) -> None:
+        self._keeps = False
+        self._kept: Tensor | None = None
 
     @torch.no_grad()
     def forward(self, quantized_param: Tensor) -> Tensor:
-        return dequantize_4bit(quantized_param, self.quant_state)
+        values = self._kept
+        if values is None:
+            values = dequantize_4bit(quantized_param, self.quant_state)
+            if self._keeps:
+                self._kept = values
+        return values
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bnb4bitParametrization:
         super()._apply(fn, recurse)
@@ -81,38 +96,19 @@ def _parameter(module: nn.Module, name: str) -> nn.Parameter:
 
 def _replace(module: nn.Module, name: str, packed: Tensor, state: QuantState) -> None:
     setattr(module, name, nn.Parameter(packed, requires_grad=False))
-    others: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
-    first = not any(isinstance(part, Bnb4bitParametrization) for parts in others.values() for part in parts)
+    parametrization = Bnb4bitParametrization(state)
     # unsafe: codes and values differ in shape and dtype.
-    parametrize.register_parametrization(module, name, Bnb4bitParametrization(state), unsafe=True)
+    parametrize.register_parametrization(module, name, parametrization, unsafe=True)
     module.register_state_dict_post_hook(_Saving(name))
     module.register_load_state_dict_pre_hook(_Loading(name))
-    if first:
-        caching = _Caching()
-        module.register_forward_pre_hook(caching.begin)
-        module.register_forward_hook(caching.end, always_call=True)
+    module.register_forward_pre_hook(parametrization.keep)
+    module.register_forward_hook(parametrization.release, always_call=True)
 
 
 def _parametrization(module: nn.Module, name: str) -> Bnb4bitParametrization:
     of_name: Any = module.parametrizations[name]  # type: ignore[index]
     found: Bnb4bitParametrization = of_name[0]
     return found
-
-
-class _Caching:
-    """Keeps what was dequantized from the beginning of a forward pass to its end."""
-
-    def __init__(self) -> None:
-        self._open: list[ExitStack] = []
-
-    def begin(self, module: nn.Module, args: Any) -> None:
-        stack = ExitStack()
-        stack.enter_context(parametrize.cached())
-        self._open.append(stack)
-
-    def end(self, module: nn.Module, args: Any, result: Any) -> None:
-        if self._open:
-            self._open.pop().close()
 
 
 class _Saving:
