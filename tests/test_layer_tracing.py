@@ -97,6 +97,15 @@ def inputs(layer: torch.nn.Module, device: torch.device, *lead: int) -> Tensor:
     return x.to(device).requires_grad_()
 
 
+def small_model(device: torch.device) -> torch.nn.Sequential:
+    """Layers of 4 and 8 bits with others between them."""
+    first, *rest = EMBEDDINGS["embedding fp4"](), LINEAR["nf4 nested"](), LINEAR["int8, threshold"]()
+    layers = [first, torch.nn.Linear(64, IN)]
+    for layer in rest:
+        layers += [layer, torch.nn.ReLU(), torch.nn.Linear(OUT, IN)]
+    return torch.nn.Sequential(*layers).to(device)
+
+
 def step(layer: Any, x: Tensor, module: torch.nn.Module | None = None) -> list[Tensor]:
     """Result and gradients: of the input, and of the parameters that have one."""
     parameters = [p for p in (module or layer).parameters() if p.requires_grad]
@@ -162,9 +171,7 @@ def test_the_second_size_is_compiled_as_dynamic_and_none_after_it(make: Make, de
 
 @needs_one_graph
 def test_the_default_compiler(device: torch.device) -> None:
-    layers = [LINEAR[name]() for name in ("nf4 nested", "int8, threshold")]
-    model = torch.nn.Sequential(EMBEDDINGS["embedding fp4"](), torch.nn.Linear(64, IN), *layers[:1])
-    model.append(torch.nn.Linear(OUT, IN)).append(layers[1]).to(device)
+    model = small_model(device)
     x = inputs(model[0], device, 3, 5)
     assert_close(step(torch.compile(model, fullgraph=True), x, model), step(model, x))
 
@@ -225,16 +232,15 @@ def test_export_refuses_a_layer_that_is_not_quantized(make: Make, device: torch.
 @pytest.mark.skipif(shutil.which("c++") is None, reason="AOTInductor needs a C++ compiler")
 @needs_one_graph
 def test_compiled_ahead_of_time(device: torch.device, tmp_path: Path) -> None:
-    names = ("nf4 nested", "int8, threshold")
-    model = torch.nn.Sequential(*(torch.nn.Sequential(LINEAR[n](), torch.nn.Linear(OUT, IN)) for n in names)).to(device)
+    model = small_model(device)
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     with torch.no_grad():
-        x = inputs(model, device, 2, 3)
+        x = inputs(model[0], device, 2, 3)
         program = torch.export.export(model, (x,), dynamic_shapes=(sizes,), strict=False)
         path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
         loaded = torch._inductor.aoti_load_package(path)
         for lead in SIZES:
-            x = inputs(model, device, *lead).detach()
+            x = inputs(model[0], device, *lead)
             torch.testing.assert_close(loaded(x), model(x), rtol=1e-5, atol=1e-5)
 
 
@@ -263,6 +269,33 @@ def test_grad_and_vmap_of_it(make: Make, device: torch.device) -> None:
     assert torch.allclose(torch.func.grad(loss)(x[0]), expected[0], atol=1e-5)
     assert torch.allclose(vmap(torch.func.grad(loss))(x), expected, atol=1e-4)
     assert torch.allclose(torch.func.grad(lambda t: vmap(loss)(t).sum())(x), expected, atol=1e-4)
+
+
+@over(LINEAR)
+def test_grad_of_a_frozen_layer_compiles(make: Make, device: torch.device) -> None:
+    layer = make().to(device).requires_grad_(False)
+    x = inputs(layer, device, 2, 3).detach()
+    gradient = torch.func.grad(lambda t: layer(t).square().sum())
+    compiled = torch.compile(gradient, fullgraph=ONE_GRAPH, backend="aot_eager")
+    assert_close([compiled(x).detach()], [gradient(x).detach()])
+
+
+@needs_one_graph
+def test_a_compiled_backward_pass_computes_no_gradient_that_nobody_wants(device: torch.device) -> None:
+    layer = LINEAR["nf4"]().to(device)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backward(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=backward)
+    for wanted in (False, True):
+        torch.compiler.reset()
+        x = inputs(layer, device, 2, 3).detach().requires_grad_(wanted)
+        step(torch.compile(layer, fullgraph=True, backend=backend), x, layer)
+    dequantized = [any("dequantize_4bit" in str(node.target) for node in graph.graph.nodes) for graph in graphs]
+    assert dequantized == [False, True]
 
 
 @over({name: make for name, make in LAYERS.items() if make is not parametrized})
@@ -297,8 +330,11 @@ def test_grad_of_parameters(make: Make, device: torch.device) -> None:
     layer = make().to(device)
     x = inputs(layer, device, 2, 3)
     parameters = {name: p.detach() for name, p in layer.named_parameters() if p.requires_grad}
-    found = torch.func.grad(lambda p: functional_call(layer, p, (x,)).square().sum())(parameters)
-    assert_close(list(found.values()), step(layer, x)[-len(parameters) :])
+    gradient = torch.func.grad(lambda p: functional_call(layer, p, (x,)).square().sum())
+    expected = step(layer, x)[-len(parameters) :]
+    assert_close([g.detach() for g in gradient(parameters).values()], expected)
+    compiled = torch.compile(gradient, fullgraph=ONE_GRAPH, backend="aot_eager")
+    assert_close([g.detach() for g in compiled(parameters).values()], expected)
 
 
 # -- autograd ----------------------------------------------------------------------------------------------------------

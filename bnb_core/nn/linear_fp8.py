@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnb_core.autograd import autocast_dtype, vmap_rule
+from bnb_core.autograd import applied, autocast_dtype, vmap_rule
 from bnb_core.functional import create_fp8_map, dequantize_blockwise, quantize_blockwise
 from bnb_core.functional.older import dequantize_no_absmax, quantize_no_absmax
 
@@ -84,7 +84,7 @@ def matmul_fp8(
     A: `[…, K]`, W: `[N, K]`, fp32, fp16 or bf16. blocksizes: of the scales along K and along N; None for one scale per
     tensor, where A is rounded for the gradient of W too.
     """
-    product: Tensor = _Product.apply(A, W, (fw_code, bw_code), blocksizes)
+    product: Tensor = applied(_Product, A, W, (fw_code, bw_code), blocksizes)
     return product
 
 
