@@ -201,6 +201,12 @@ class QuantState:
             return NotImplemented
         return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
 
+    def __getattr__(self, name: str) -> Any:
+        # torch.distributed.checkpoint looks the keys of a state dict up as attributes, dot by dot.
+        if name == f"{_JSON_PREFIX}{self.__dict__.get('quant_type')}":
+            return self.as_dict(packed=True)[f"quant_state.{name}"]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __getitem__(self, index: int) -> Any:
         """The fields as items of a list, as older code reads them."""
         nested = None if self.state2 is None else [self.offset, self.state2]

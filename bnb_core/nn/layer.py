@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .params import QuantizedParameter
+from .sharding import ShardableLayer, is_sharded
 
 __all__ = ["QuantizedLayer"]
 
@@ -20,7 +21,6 @@ L = TypeVar("L", bound="QuantizedLayer")
 
 # torch 2.6 does not tell one from the other.
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-
 
 class _Parameters(dict[str, Any]):
     """The parameters of a layer, which know whose place a tensor takes that is put there for a while."""
@@ -46,7 +46,7 @@ class _Parameters(dict[str, Any]):
         return None if self._displaced is None else self._displaced()
 
 
-class QuantizedLayer(torch.nn.Module):
+class QuantizedLayer(ShardableLayer):
     """A mixin for modules whose `weight` is a `QuantizedParameter`; it stands before the module's own class.
 
     Moves and casts of the module keep the identity of the weight where they do for other parameters, so that tied
@@ -87,13 +87,8 @@ class QuantizedLayer(torch.nn.Module):
             )
         raise RuntimeError(
             f"the weight is a {type(weight).__name__} without statistics, which was put in the place of the layer's "
-            f"own: assign a {expected.__name__}"
+            f"own: assign a {expected.__name__}, and quantize before fully_shard"
         )
-
-    def _quantized_parameter(self) -> QuantizedParameter | None:
-        # Code outside may have assigned a parameter of another class, which is treated as in any module.
-        weight = self._parameters.get("weight")
-        return weight if isinstance(weight, QuantizedParameter) else None
 
     @contextmanager
     def _weight_aside(self) -> Iterator[None]:
@@ -104,17 +99,20 @@ class QuantizedLayer(torch.nn.Module):
             self._parameters["weight"] = weight
 
     def _apply(self: L, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> L:
-        weight = self._quantized_parameter()
+        weight = self._quantized_weight()
         if weight is None:
             return super()._apply(fn, recurse)
         with self._weight_aside():
             super()._apply(fn, recurse)
-        self._parameters["weight"] = weight.applied(fn)
+        if weight is self._kept:
+            self._apply_to_stand_in(fn)
+        else:
+            self._parameters["weight"] = weight.applied(fn)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        weight = self._quantized_parameter()
+        weight = self._quantized_weight()
         if weight is not None:
             destination.update({prefix + key: tensor for key, tensor in weight.companions("weight").items()})
 
@@ -129,13 +127,13 @@ class QuantizedLayer(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         others = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        weight, key = self._quantized_parameter(), prefix + "weight"
+        weight, key = self._quantized_weight(), prefix + "weight"
         if weight is None:
             return super()._load_from_state_dict(state_dict, prefix, *others)
         names = [name for name in weight.companion_names("weight") if prefix + name in state_dict]
         if key not in state_dict or not (names or weight.quantized):
             super()._load_from_state_dict(state_dict, prefix, *others)
-            if self._quantized_parameter() is None:  # assign=True has put a plain parameter in its place
+            if self._quantized_weight() is None:  # assign=True has put a plain parameter in its place
                 self.weight = weight.replaced(self.weight.data)
             return None
         companions = {name: state_dict[prefix + name] for name in names}
@@ -143,17 +141,25 @@ class QuantizedLayer(torch.nn.Module):
         with self._weight_aside():
             rest = {name: value for name, value in state_dict.items() if name not in taken}
             super()._load_from_state_dict(rest, prefix, *others)
+        value, assign = state_dict[key], local_metadata.get("assign_to_params_buffers", False)
         try:
-            loaded = weight.from_checkpoint(state_dict[key], companions)
+            if weight is self._kept or is_sharded(value):
+                self._load_stand_in(value, companions, assign)
+                return None
+            loaded = weight.from_checkpoint(value, companions)
         except ValueError as error:
             error_msgs.append(f"{key}: {error}")
             return None
-        if local_metadata.get("assign_to_params_buffers", False):
+        if assign:
             self.weight = loaded
         elif weight.is_meta and not loaded.is_meta:
             warnings.warn(f"{key} is on meta, where nothing can be copied to: load with assign=True", stacklevel=2)
         else:
             moved = loaded.to(weight.device)
             own = copy.deepcopy(loaded) if moved is loaded else moved
-            self._parameters["weight"] = weight.adopt(own.data, False, **own.__dict__)
+            data = own.data
+            if (data.shape, data.dtype) == (weight.shape, weight.dtype) and not weight.is_inference():
+                with torch.no_grad():  # in place, since the codes may be a view of a flat parameter
+                    data = weight.copy_(data).data
+            self._parameters["weight"] = weight.adopt(data, False, **own.__dict__)
         return None

@@ -31,7 +31,7 @@ def _mover(device_type: str) -> Callable[..., Any]:
     return move
 
 
-def _bytewise(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+def bytewise(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """`fn` of a tensor seen as bytes, so that it moves them and cannot cast them."""
     raw = tensor.reshape(-1).view(torch.uint8)
     moved = fn(raw)
@@ -40,6 +40,16 @@ def _bytewise(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     if moved.dtype != torch.uint8:
         return tensor.to(moved.device)
     return moved.view(tensor.dtype).reshape(tensor.shape)
+
+
+def _changes(parts: Mapping[str, Tensor | QuantState], fn: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """The parts that `fn` changes."""
+    changed = {}
+    for name, part in parts.items():
+        new = part.map(fn) if isinstance(part, QuantState) else fn(part)
+        if new is not part:
+            changed[name] = new
+    return changed
 
 
 class QuantizedParameter(torch.nn.Parameter):
@@ -64,8 +74,12 @@ class QuantizedParameter(torch.nn.Parameter):
         """What a checkpoint holds beside the codes."""
         raise NotImplementedError
 
-    def from_checkpoint(self: P, data: Tensor, companions: Mapping[str, Tensor]) -> P:
+    def from_checkpoint(
+        self: P, data: Tensor, companions: Mapping[str, Tensor], device: torch.device | None = None
+    ) -> P:
         """The parameter with codes of a checkpoint, of which it keeps the tensors.
+
+        device: of the statistics, by default where data is.
 
         Raises ValueError where they are not those of a weight of this shape, or companions are missing.
         """
@@ -79,8 +93,12 @@ class QuantizedParameter(torch.nn.Parameter):
         """This parameter with `data` quantized."""
         raise NotImplementedError
 
-    def _parts(self) -> dict[str, Tensor | QuantState]:
-        """What has to move, by the name of the constructor's argument."""
+    def _statistics(self) -> dict[str, Tensor | QuantState]:
+        """What moves with the codes, by the name of the constructor's argument."""
+        raise NotImplementedError
+
+    def lent(self) -> dict[str, Any]:
+        """The attributes by which a layer, and a traversal of the keys of a checkpoint, find the statistics."""
         raise NotImplementedError
 
     def _attributes(self) -> dict[str, Any]:
@@ -105,7 +123,7 @@ class QuantizedParameter(torch.nn.Parameter):
     def applied(self, fn: Callable[[Tensor], Tensor]) -> QuantizedParameter:
         """The parameter after a function of `nn.Module._apply`, in place as there; codes and scales keep their bits."""
         if self.quantized:
-            changed = self._changed(lambda tensor: _bytewise(fn, tensor))
+            changed = self._changed(lambda tensor: bytewise(fn, tensor))
             return self.adopt(changed.pop("data", self.data), self.requires_grad, **changed)
         gradient = self.grad
         with torch.no_grad():
@@ -118,13 +136,17 @@ class QuantizedParameter(torch.nn.Parameter):
         return result
 
     def _changed(self, fn: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """The parts that `fn` changes."""
-        changed = {}
-        for name, part in self._parts().items():
-            new = part.map(fn) if isinstance(part, QuantState) else fn(part)
-            if new is not part:
-                changed[name] = new
-        return changed
+        """What `fn` changes of data and statistics."""
+        return _changes({"data": self.data, **self._statistics()}, fn)
+
+    def without_codes(self: P) -> P:
+        """A quantized parameter like this one, with its codes on meta."""
+        return self.replaced(torch.empty_like(self.data, device="meta"))
+
+    def with_statistics(self: P, fn: Callable[[Tensor], Tensor]) -> P:
+        """A parameter like this one with `fn` applied to its statistics; this one where that changes none."""
+        changed = _changes(self._statistics(), fn)
+        return self.replaced(**changed) if changed else self
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         """As `Tensor.to`, but that a move quantizes a parameter that is not yet, and that codes are never cast."""
@@ -193,6 +215,10 @@ def _from_state(*path: str) -> Any:
         return value
 
     return property(read, doc=f"`quant_state.{'.'.join(path)}`")
+
+
+def _packed_length(shape: torch.Size, storage: torch.dtype) -> int:
+    return ceil_div(ceil_div(shape.numel(), 2), storage.itemsize)
 
 
 class Params4bit(QuantizedParameter):
@@ -268,10 +294,12 @@ class Params4bit(QuantizedParameter):
         entries = {} if self.quant_state is None else self.quant_state.as_dict(packed=True)
         return {f"{name}.{key}": tensor for key, tensor in entries.items()}
 
-    def from_checkpoint(self, data: Tensor, companions: Mapping[str, Tensor]) -> Params4bit:
+    def from_checkpoint(
+        self, data: Tensor, companions: Mapping[str, Tensor], device: torch.device | None = None
+    ) -> Params4bit:
         if not companions:
             raise ValueError(_LOAD_FIRST)
-        state = QuantState.from_dict(companions, data.device)
+        state = QuantState.from_dict(companions, device or data.device)
         own = self.shape if self.quant_state is None else self.quant_state.shape
         if state.shape != own:
             raise ValueError(f"the checkpoint has a weight of shape {state.shape}, the layer one of {own}")
@@ -297,7 +325,7 @@ class Params4bit(QuantizedParameter):
         if state is None:
             return
         shape, blocksize, quant_type = state.four_bit_format()
-        needed = ceil_div(ceil_div(shape.numel(), 2), self.dtype.itemsize)
+        needed = _packed_length(shape, self.dtype)
         if self.numel() != needed:
             raise ValueError(
                 f"data has {self.numel()} elements of {self.dtype}, but quant_state of shape {tuple(shape)} "
@@ -308,9 +336,18 @@ class Params4bit(QuantizedParameter):
         self.quant_type = quant_type
         self.quant_storage = self.dtype
 
-    def _parts(self) -> dict[str, Tensor | QuantState]:
+    def _statistics(self) -> dict[str, Tensor | QuantState]:
+        return {} if self.quant_state is None else {"quant_state": self.quant_state}
+
+    def without_codes(self) -> Params4bit:
+        # A sharded flat parameter of FSDP1 leaves the part of one rank.
         assert self.quant_state is not None
-        return {"data": self.data, "quant_state": self.quant_state}
+        length = _packed_length(self.quant_state.four_bit_format()[0], self.dtype)
+        return self.replaced(torch.empty(length, 1, dtype=self.dtype, device="meta"))
+
+    def lent(self) -> dict[str, Any]:
+        nested = ("nested_absmax", "nested_quant_map") if self.compress_statistics else ()
+        return {name: getattr(self, name) for name in ("quant_state", "absmax", "quant_map", *nested)}
 
     def _attributes(self) -> dict[str, Any]:
         # Others write to `__dict__`, where bnb_quantized is a word of the constructor's; the state is what counts.
@@ -376,7 +413,9 @@ class Int8Params(QuantizedParameter):
         # 0: plain rows, the only one of the formats of old versions that is left.
         return {"SCB": self.SCB, f"{name}_format": torch.tensor(0, dtype=torch.uint8, device="cpu")}
 
-    def from_checkpoint(self, data: Tensor, companions: Mapping[str, Tensor]) -> Int8Params:
+    def from_checkpoint(
+        self, data: Tensor, companions: Mapping[str, Tensor], device: torch.device | None = None
+    ) -> Int8Params:
         if self.has_fp16_weights:
             raise ValueError("the checkpoint holds int8 codes, but the layer has has_fp16_weights=True")
         if not companions:
@@ -392,7 +431,7 @@ class Int8Params(QuantizedParameter):
         for name, value in companions.items():
             if name.endswith("_format") and int(value) != 0:
                 raise ValueError(f"{name} is {int(value)}, expected 0 (rows)")
-        return self.replaced(data, requires_grad=False, SCB=scales.detach().to(data.device))
+        return self.replaced(data, requires_grad=False, SCB=scales.detach().to(device or data.device))
 
     def _quantizes(self) -> bool:
         return not self.has_fp16_weights
@@ -402,8 +441,11 @@ class Int8Params(QuantizedParameter):
         _warn_of_non_finite(scales, "rows")
         return self.adopt(codes, False, SCB=scales)
 
-    def _parts(self) -> dict[str, Tensor | QuantState]:
-        return {"data": self.data} if self.SCB is None else {"data": self.data, "SCB": self.SCB}
+    def _statistics(self) -> dict[str, Tensor | QuantState]:
+        return {} if self.SCB is None else {"SCB": self.SCB}
+
+    def lent(self) -> dict[str, Any]:
+        return {"SCB": self.SCB}
 
 
 torch.serialization.add_safe_globals([Params4bit, Int8Params, _rebuild_parameter])
