@@ -240,18 +240,26 @@ class _Reader:
 
     def __init__(self, entries: Mapping[str, Any]) -> None:
         self.entries: dict[str, Any] = {}
+        self.labels: dict[str, str] = {}
+        self.prefix = ""
         self.packed_type: str | None = None
         for key, value in entries.items():
             name = key.rpartition(".")[2]
             if name.startswith(_JSON_PREFIX):
                 self._unpack(key, name.removeprefix(_JSON_PREFIX), value)
             else:
-                self._add(name, value)
+                self.prefix = key.removesuffix(name)
+                self._add(name, value, key)
 
-    def _add(self, name: str, value: Any) -> None:
+    def _add(self, name: str, value: Any, label: str) -> None:
         if name in self.entries:
-            raise ValueError(f"{name} is given twice")
+            raise ValueError(f"{label} is given twice")
         self.entries[name] = value
+        self.labels[name] = label
+
+    def _label(self, name: str) -> str:
+        """What an error calls an entry, present or not: its key, or its place in the JSON bytes."""
+        return self.labels.get(name, self.prefix + name)
 
     def _unpack(self, key: str, quant_type: str, value: Any) -> None:
         if not isinstance(value, Tensor):
@@ -260,10 +268,11 @@ class _Reader:
             unpacked = unpack_tensor_to_dict(value)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
+        self.labels |= {name: f"{key}: {name}" for name in _VALUES + _NESTED_VALUES}
         for name, item in unpacked.items():
             if name not in _VALUES + _NESTED_VALUES:
                 raise ValueError(f"{key}: {name} is unknown")
-            self._add(name, item)
+            self._add(name, item, self.labels[name])
         self.packed_type = quant_type
 
     def state(self, cls: type[QuantState], device: torch.device | str | int | None) -> QuantState:
@@ -276,10 +285,10 @@ class _Reader:
         absmax = self._tensor("absmax", torch.uint8 if nested else torch.float32, blocks)
         code = self._tensor("quant_map", torch.float32, None if quant_type is None else 16)
         if quant_type is not None:
-            _check_table(code, quant_type)
+            _check_table(code, quant_type, self._label("quant_map"))
         offset, state2 = self._nested(cls, absmax) if nested else (None, None)
         if self.entries:
-            raise ValueError(f"{', '.join(self.entries)} is unknown")
+            raise ValueError(f"{', '.join(map(self._label, self.entries))} is unknown")
         state = cls(absmax, shape, code, blocksize, quant_type, dtype, offset, state2)
         return state if device is None else state.moved_to(device)
 
@@ -288,7 +297,7 @@ class _Reader:
         dtype = self._dtype("nested_dtype")
         offset = self._take("nested_offset")
         if not isinstance(offset, (int, float)):
-            raise ValueError(f"nested_offset is {offset!r}, expected a number")
+            raise ValueError(f"{self._label('nested_offset')} is {offset!r}, expected a number")
         groups = self._tensor("nested_absmax", torch.float32, ceil_div(absmax.numel(), blocksize))
         code = self._tensor("nested_quant_map", torch.float32, 256)
         state2 = cls(groups, code=code, blocksize=blocksize, dtype=dtype)
@@ -296,15 +305,16 @@ class _Reader:
 
     def _take(self, name: str) -> Any:
         if name not in self.entries:
-            raise ValueError(f"{name} is missing")
+            raise ValueError(f"{self._label(name)} is missing")
         return self.entries.pop(name)
 
     def _quant_type(self) -> str | None:
         quant_type = self._take("quant_type")
+        label = self._label("quant_type")
         if quant_type is not None and quant_type not in QUANT_TYPES:
-            raise ValueError(f"quant_type is {quant_type!r}, expected one of {', '.join(QUANT_TYPES)}")
+            raise ValueError(f"{label} is {quant_type!r}, expected one of {', '.join(QUANT_TYPES)}")
         if self.packed_type is not None and quant_type != self.packed_type:
-            raise ValueError(f"quant_type is {quant_type!r}, but the key says {_JSON_PREFIX}{self.packed_type}")
+            raise ValueError(f"{label} is {quant_type!r}, but the key says {_JSON_PREFIX}{self.packed_type}")
         return quant_type
 
     def _shape(self) -> torch.Size | None:
@@ -312,35 +322,35 @@ class _Reader:
         if shape is None:
             return None
         if not isinstance(shape, (list, tuple)) or not all(isinstance(size, int) and size >= 0 for size in shape):
-            raise ValueError(f"shape is {shape!r}, expected a list of sizes")
+            raise ValueError(f"{self._label('shape')} is {shape!r}, expected a list of sizes")
         return torch.Size(shape)
 
     def _count(self, name: str) -> int:
         value = self._take(name)
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, expected an integer of at least 1")
+            raise ValueError(f"{self._label(name)} is {value!r}, expected an integer of at least 1")
         return value
 
     def _dtype(self, name: str) -> torch.dtype:
         value = self._take(name)
         dtype = getattr(torch, value, None) if isinstance(value, str) else None
         if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"{name} is {value!r}, expected the name of a dtype")
+            raise ValueError(f"{self._label(name)} is {value!r}, expected the name of a dtype")
         return dtype
 
     def _tensor(self, name: str, dtype: torch.dtype, length: int | None) -> Tensor:
         tensor = self._take(name)
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} is a {type(tensor).__name__}, expected a tensor")
+            raise ValueError(f"{self._label(name)} is a {type(tensor).__name__}, expected a tensor")
         if tensor.dtype != dtype:
-            raise ValueError(f"{name} is {_dtype_name(tensor.dtype)}, expected {_dtype_name(dtype)}")
+            raise ValueError(f"{self._label(name)} is {_dtype_name(tensor.dtype)}, expected {_dtype_name(dtype)}")
         if tensor.ndim != 1 or tensor.shape[0] != (tensor.numel() if length is None else length):
             expected = "one dimension" if length is None else (length,)
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
+            raise ValueError(f"{self._label(name)} has shape {tuple(tensor.shape)}, expected {expected}")
         return tensor.detach()
 
 
-def _check_table(code: Tensor, quant_type: str) -> None:
+def _check_table(code: Tensor, quant_type: str, label: str) -> None:
     # The operators know the table by its name: another one under that name would be dequantized wrongly.
     if not code.is_meta and not torch.allclose(code, four_bit(quant_type, code.device), rtol=0, atol=1e-6):
-        raise ValueError(f"quant_map does not hold the values of {quant_type}")
+        raise ValueError(f"{label} does not hold the values of {quant_type}")

@@ -5,6 +5,7 @@ The vectors are its modules' state dicts, inputs, outputs and gradients; a few o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,39 @@ def test_loading_into_meta_without_assign_says_so(state_4bit: dict[str, Tensor])
     with pytest.warns(UserWarning, match="weight is on meta, .* assign=True"):
         layer.load_state_dict(state_4bit)
     assert layer.weight.is_meta
+
+
+def experts() -> torch.nn.Module:
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.randn(3, 3, 64))
+    nn.parametrize.replace_parameter_4bit(module, "weight", compress_statistics=True)
+    return module
+
+
+LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
+    "linear 4bit": lambda: nn.LinearNF4(64, 9, bias=False, compress_statistics=False).to("cpu"),
+    "linear 4bit nested": lambda: nn.LinearNF4(64, 9, bias=False, quant_storage=torch.bfloat16).to("cpu"),
+    "embedding 4bit": lambda: nn.EmbeddingNF4(9, 64).to("cpu"),
+    "parametrized": experts,
+    "linear 8bit": lambda: nn.Linear8bitLt(64, 9, bias=False, has_fp16_weights=False).to("cpu"),
+    "embedding 8bit": lambda: nn.Embedding8bit(9, 64).to("cpu"),
+}
+DAMAGE: dict[str, Callable[[Tensor], Tensor]] = {
+    "truncated": lambda t: t[:-1],
+    "longer": lambda t: torch.cat([t, t[:1]]),
+    "of another dtype": lambda t: t.to(torch.float64),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_each_entry_is_checked_and_named(
+    make: Callable[[], torch.nn.Module], damage: Callable[[Tensor], Tensor]
+) -> None:
+    model, other = (torch.nn.ModuleDict({"layers": torch.nn.ModuleList([make()])}) for _ in range(2))
+    before, state = ({key: t.clone() for key, t in module.state_dict().items()} for module in (model, other))
+    for key, tensor in state.items():
+        if not key.endswith("_format"):
+            with pytest.raises(RuntimeError, match=rf"\t{re.escape(key)}\b"):
+                model.load_state_dict(state | {key: damage(tensor)})
+            assert_same_bytes(model.state_dict(), before)

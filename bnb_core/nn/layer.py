@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from .params import QuantizedParameter
 from .sharding import ShardableLayer, is_sharded
 
-__all__ = ["QuantizedLayer"]
+__all__ = ["QuantizedLayer", "named"]
 
 L = TypeVar("L", bound="QuantizedLayer")
 
@@ -44,6 +44,12 @@ class _Parameters(dict[str, Any]):
     def displaced(self) -> QuantizedParameter | None:
         """The weight in whose place another tensor stands."""
         return None if self._displaced is None else self._displaced()
+
+
+def named(error: ValueError, key: str, keys: Iterable[str]) -> str:
+    """What is wrong with an entry of a checkpoint, below the key of the weight where it names no other."""
+    text = str(error)
+    return text if text.startswith((f"{key}.", *keys)) else f"{key}: {text}"
 
 
 class QuantizedLayer(ShardableLayer):
@@ -136,8 +142,8 @@ class QuantizedLayer(ShardableLayer):
             if self._quantized_weight() is None:  # assign=True has put a plain parameter in its place
                 self.weight = weight.replaced(self.weight.data)
             return None
-        companions = {name: state_dict[prefix + name] for name in names}
-        taken = {key, *(prefix + name for name in names)}
+        companions = {prefix + name: state_dict[prefix + name] for name in names}
+        taken = {key, *companions}
         with self._weight_aside():
             rest = {name: value for name, value in state_dict.items() if name not in taken}
             super()._load_from_state_dict(rest, prefix, *others)
@@ -148,7 +154,7 @@ class QuantizedLayer(ShardableLayer):
                 return None
             loaded = weight.from_checkpoint(value, companions)
         except ValueError as error:
-            error_msgs.append(f"{key}: {error}")
+            error_msgs.append(named(error, key, companions))
             return None
         if assign:
             self.weight = loaded

@@ -15,6 +15,8 @@ from torch.nn.utils import parametrize
 from bnb_core.functional.fourbit import dequantize_4bit, quantize_4bit
 from bnb_core.quant_state import PACKED_KEYS, QuantState
 
+from .layer import named
+
 __all__ = ["Bnb4bitParametrization", "replace_parameter_4bit", "replace_parameter_4bit_prequantized"]
 
 
@@ -137,16 +139,22 @@ class _Loading:
         key = prefix + self.name
         if key not in state_dict:
             return
-        entries = {end: state_dict.pop(f"{key}.{end}", None) for end in PACKED_KEYS}
+        keys = [f"{key}.{end}" for end in PACKED_KEYS]
+        present = {name: state_dict.pop(name) for name in keys if name in state_dict}
         parametrization = _parametrization(module, self.name)
         own = parametrization.quant_state
+        codes, of_own = state_dict[key], module.parametrizations[self.name].original  # type: ignore[index, union-attr]
         try:
-            present = {end: tensor for end, tensor in entries.items() if tensor is not None}
+            if (codes.shape, codes.dtype) != (of_own.shape, of_own.dtype):
+                raise ValueError(
+                    f"the checkpoint has codes {tuple(codes.shape)} of {codes.dtype}, the module "
+                    f"{tuple(of_own.shape)} of {of_own.dtype}"
+                )
             state = QuantState.from_dict(present, own.absmax.device)
             if state.shape != own.shape:
                 raise ValueError(f"the checkpoint has a weight of shape {state.shape}, the module one of {own.shape}")
         except ValueError as error:
-            error_msgs.append(f"{key}: {error}")
+            error_msgs.append(named(error, key, present))
             del state_dict[key]
             return
         state_dict[f"{prefix}parametrizations.{self.name}.original"] = state_dict.pop(key)

@@ -13,6 +13,7 @@ from torch import Tensor
 from bnb_core.functional.fourbit import DEFAULT_4BIT_BLOCKSIZE, quantize_4bit
 from bnb_core.functional.int8 import int8_weight_quant
 from bnb_core.ops_registry.checks import ceil_div
+from bnb_core.ops_registry.formats import STORAGES
 from bnb_core.quant_state import PACKED_KEYS, QuantState
 
 __all__ = ["Int8Params", "Params4bit", "QuantizedParameter"]
@@ -79,6 +80,7 @@ class QuantizedParameter(torch.nn.Parameter):
     ) -> P:
         """The parameter with codes of a checkpoint, of which it keeps the tensors.
 
+        companions: the statistics by their keys, which may have a prefix that ends in a dot, and are named in errors.
         device: of the statistics, by default where data is.
 
         Raises ValueError where they are not those of a weight of this shape, or companions are missing.
@@ -324,6 +326,8 @@ class Params4bit(QuantizedParameter):
         self.bnb_quantized = state is not None
         if state is None:
             return
+        if self.dtype not in STORAGES:
+            raise ValueError(f"data is {self.dtype}, expected one of {', '.join(map(str, STORAGES))}")
         shape, blocksize, quant_type = state.four_bit_format()
         needed = _packed_length(shape, self.dtype)
         if self.numel() != needed:
@@ -424,13 +428,16 @@ class Int8Params(QuantizedParameter):
             raise ValueError(f"the checkpoint has scales (SCB), but a weight of {data.dtype}, expected torch.int8")
         if data.shape != self.shape:
             raise ValueError(f"the checkpoint has a weight of shape {data.shape}, the layer one of {self.shape}")
-        scales = companions.get("SCB")
+        before, dot, _ = next(iter(companions)).rpartition(".")
+        scales, name = None, f"{before}{dot}SCB"
+        for key, value in companions.items():
+            if not key.endswith("_format"):
+                scales, name = value, key
+            elif value.numel() != 1 or int(value) != 0:
+                raise ValueError(f"{key} is {value.tolist()}, expected 0 (rows)")
         if scales is None or scales.dtype != torch.float32 or scales.shape != data.shape[:1]:
             found = "missing" if scales is None else f"{scales.dtype} {tuple(scales.shape)}"
-            raise ValueError(f"SCB is {found}, expected torch.float32 {tuple(data.shape[:1])}")
-        for name, value in companions.items():
-            if name.endswith("_format") and int(value) != 0:
-                raise ValueError(f"{name} is {int(value)}, expected 0 (rows)")
+            raise ValueError(f"{name} is {found}, expected torch.float32 {tuple(data.shape[:1])}")
         return self.replaced(data, requires_grad=False, SCB=scales.detach().to(device or data.device))
 
     def _quantizes(self) -> bool:
