@@ -18,7 +18,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from .functional.buffers import copied_to
 from .quant_state import QuantState, dequantized_scales
 
-__all__ = ["MatmulLtState", "matmul", "matmul_4bit"]
+__all__ = ["MatmulLtState", "grouped_matmul_4bit", "matmul", "matmul_4bit"]
 
 # Operators are called by their overload, `.default`: resolving it takes up to 20 µs a call.
 _ops = torch.ops.bnb_core
@@ -170,6 +170,72 @@ def matmul_4bit(
         return _ops.gemm_4bit.default(*args)
     _ops.gemm_4bit.out(*args, out)
     return out
+
+
+class _GroupedGemm4bit(torch.autograd.Function):
+    """`grouped_gemm_4bit` with gradients of A and bias."""
+
+    @staticmethod
+    def forward(
+        A: Tensor,
+        B: Tensor,
+        bias: Tensor | None,
+        ends: Tensor,
+        absmax: Tensor,
+        absmax_8bit: Tensor | None,
+        absmax_code: Tensor | None,
+        absmax_offset: Tensor | None,
+        shape: tuple[int, ...],
+        blocksize: int,
+        quant_type: str,
+    ) -> Tensor:
+        nested = (absmax_8bit, absmax_code, absmax_offset)
+        return _ops.grouped_gemm_4bit.default(A, B, shape, absmax, blocksize, quant_type, ends, bias, *nested)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, B, bias, ends, absmax, absmax_8bit, absmax_code, absmax_offset, *ctx.weight = inputs
+        ctx.save_for_backward(B, ends, absmax, absmax_8bit, absmax_code, absmax_offset)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        grad_A = grad_bias = None
+        B, ends, absmax, *nested = ctx.saved_tensors
+        shape, blocksize, quant_type = ctx.weight
+        if ctx.needs_input_grad[0]:
+            weight = (B, shape, absmax, blocksize, quant_type)
+            grad_A = _ops.grouped_gemm_4bit.default(gradient, *weight, ends, None, *nested, True)
+        if ctx.needs_input_grad[2]:
+            # Rows of no group go to one more, which is dropped.
+            rows = torch.arange(gradient.shape[0], device=ends.device, dtype=ends.dtype)
+            sums = gradient.new_zeros(shape[0] + 1, shape[1], dtype=torch.float32)
+            sums.index_add_(0, torch.searchsorted(ends, rows, right=True), gradient.float())
+            grad_bias = sums[:-1].to(ctx.bias_dtype)
+        return grad_A, None, grad_bias, *(None,) * 8
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        return _batched(_GroupedGemm4bit, False, info, in_dims, args)
+
+
+def grouped_matmul_4bit(
+    A: Tensor, B: Tensor, quant_state: QuantState, ends: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """`A[group] @ W[group].T + bias[group]` for packed 4-bit codes B of weights W `[E, N, K]`.
+
+    A: fp32, fp16 or bf16 `[T, K]`, its rows sorted by group. ends: int32 or int64 `[E]`, the row after the last one of
+    each group; rows after the last group give zeros. bias: `[E, N]`. Returns `[T, N]` in A's dtype. Differentiable in A
+    and bias.
+
+    Raises ValueError for a state of other than 4-bit codes, RuntimeError from the operator's check, IndexError for
+    ends that are not ascending or beyond T.
+    """
+    shape, blocksize, quant_type = quant_state.four_bit_format()
+    absmax, *nested = quant_state.statistics()
+    if _traced(A, bias):
+        return _applied(_GroupedGemm4bit, A, B, bias, ends, absmax, *nested, tuple(shape), blocksize, quant_type)
+    return _ops.grouped_gemm_4bit.default(A, B, tuple(shape), absmax, blocksize, quant_type, ends, bias, *nested)
 
 
 # -- int8 ------------------------------------------------------------------------------------------------------------

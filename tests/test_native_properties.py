@@ -143,6 +143,25 @@ def gemm_4bit(draw: Draw) -> Args:
 
 
 @st.composite
+def grouped_gemm_4bit(draw: Draw) -> Args:
+    make, blocksize, dtype = draw(makers), draw(blocksizes), draw(dtypes)
+    shape = draw(st.integers(1, 4)), draw(st.sampled_from((16, 48))), blocksize // 16 * draw(st.integers(1, 3))
+    blocks = math.prod(shape) // blocksize
+    ends = sorted(draw(st.lists(st.integers(0, 20), min_size=shape[0], max_size=shape[0])))
+    absmax, nested = make.positive(blocks), (None, None, None)
+    if draw(st.booleans()):
+        absmax, nested = (
+            make.positive(-(-blocks // NESTED_BLOCKSIZE)),
+            (make.bytes(blocks), draw(codes()), make.tensor(0.5)),
+        )
+    weight = (make.packed(shape, draw(st.sampled_from(STORAGES))), shape, absmax, blocksize, draw(quant_types))
+    input_gradient = shape[2] >= 16 and draw(st.booleans())
+    bias = make.normal(*shape[:2], dtype=draw(dtypes)) if not input_gradient and draw(st.booleans()) else None
+    A = make.normal(20, shape[1 if input_gradient else 2], dtype=dtype)
+    return (A, *weight, make.tensor(ends, torch.int32), bias, *nested, input_gradient)
+
+
+@st.composite
 def embedding_4bit(draw: Draw) -> Args:
     rows = draw(st.integers(1, 50))
     weight, nested = draw(weights(rows))
@@ -240,6 +259,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Args]] = {
     "quantize_4bit": quantize_4bit(),
     "dequantize_4bit": dequantize_4bit(),
     "gemm_4bit": gemm_4bit(),
+    "grouped_gemm_4bit": grouped_gemm_4bit(),
     "embedding_4bit": embedding_4bit(),
     "int8_vectorwise_quant": activations(),
     "int8_vectorwise_quant_mask": activations(),

@@ -24,7 +24,7 @@ def is_available() -> bool:
 # Family → its operators.
 OPS = {
     "blockwise": ("quantize_blockwise", "dequantize_blockwise"),
-    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit", "embedding_4bit"),
+    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit", "grouped_gemm_4bit", "embedding_4bit"),
     "int8": (
         "int8_vectorwise_quant",
         "int8_vectorwise_quant_mask",

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from bnb_core.ops_registry.checks import ceil_div
+from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
+from bnb_core.ops_registry.groups import group_rows
 
+from .blockwise import Blockwise
 from .levels import at_each_level
 from .memory import NAMES, address, contiguous, filled, new_tensor, writable
 
@@ -20,6 +23,7 @@ class FourBit:
 
     def __init__(self, native: ModuleType) -> None:
         self._native = native
+        self._dequantize_blockwise = Blockwise(native).dequantize_blockwise
 
     def quantize_4bit(
         self, A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
@@ -110,6 +114,48 @@ class FourBit:
             torch.get_num_threads(),
         )
         return result if out is None else filled(out, result)
+
+    def grouped_gemm_4bit(
+        self,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        ends: Tensor,
+        bias: Tensor | None = None,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+        input_gradient: bool = False,
+    ) -> Tensor:
+        """`gemm_4bit` of each group with rows, or the product of a gradient with its decoded weight."""
+        _, N, K = shapeB
+        size, blocks = N * K // 2, N * K // blocksize
+        A, absmax, absmax_8bit = A.contiguous(), absmax.contiguous().view(-1), contiguous(absmax_8bit)
+        # Contiguous memory may still have odd strides, where sizes are 1; a view of other bytes wants 1.
+        packed = B.contiguous().as_strided((B.numel(),), (1,)).view(torch.uint8)
+        result = A.new_zeros(A.shape[0], K if input_gradient else N)
+        for group, rows in group_rows(ends, A.shape[0]):
+            weight, first, last = packed[group * size : (group + 1) * size], group * blocks, (group + 1) * blocks
+            if absmax_8bit is None or absmax_code is None or absmax_offset is None:
+                scales = absmax[first:last]
+            else:
+                # Groups of scales may begin in the weight before.
+                outer = first // NESTED_BLOCKSIZE
+                codes = absmax_8bit.view(-1)[outer * NESTED_BLOCKSIZE : last]
+                nested = (codes, absmax[outer:], absmax_code, NESTED_BLOCKSIZE, torch.float32)
+                scales = self._dequantize_blockwise(*nested)[-blocks:] + absmax_offset.view(())
+            if input_gradient:
+                values = self.dequantize_4bit(weight, scales, blocksize, quant_type, (N, K), A.dtype)
+                # A product that is told where to write is left alone by autocast.
+                torch.mm(A[rows].detach(), values, out=result[rows])
+            else:
+                own_bias = None if bias is None else bias[group]
+                part = (weight, (N, K), scales, blocksize, quant_type, own_bias)
+                self.gemm_4bit(A[rows], *part, out=result[rows])
+        return result
 
     def embedding_4bit(
         self,

@@ -19,6 +19,7 @@ KERNELS = (
     _row("quantize_4bit", "fourbit"),
     _row("dequantize_4bit", "fourbit"),
     _row("gemm_4bit", "fourbit"),
+    _row("grouped_gemm_4bit", "fourbit"),
     _row("embedding_4bit", "fourbit"),
     _row("int8_vectorwise_quant", "int8"),
     _row("int8_vectorwise_quant_mask", "int8"),

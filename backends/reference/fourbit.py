@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from bnb_core.ops_registry.codebooks import four_bit
 from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
+from bnb_core.ops_registry.groups import group_rows
 
 from .blockwise import CHUNK, block_slices, decision_table, dequantize_blockwise, encode, scale_blocks
 from .product import fp32_product
@@ -80,6 +81,39 @@ def gemm_4bit(
         result[:, start : start + weight.shape[0]] = product
     result = result.view(*A.shape[:-1], rows)
     return result if out is None else out.copy_(result)
+
+
+def grouped_gemm_4bit(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    shapeB: Sequence[int],
+    absmax: torch.Tensor,
+    blocksize: int,
+    quant_type: str,
+    ends: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    absmax_8bit: torch.Tensor | None = None,
+    absmax_code: torch.Tensor | None = None,
+    absmax_offset: torch.Tensor | None = None,
+    input_gradient: bool = False,
+) -> torch.Tensor:
+    """`gemm_4bit` of the rows up to ends[0] with the first of the weights [E, N, K], and so on; zeros after the last.
+
+    Or, for gradients A [T, N], their products with the weights themselves, [T, K].
+    """
+    _, N, K = shapeB
+    packed = as_bytes(B)
+    scales = block_scales(absmax, absmax_8bit, absmax_code, absmax_offset)
+    result = torch.zeros(A.shape[0], K if input_gradient else N, dtype=A.dtype, device=A.device)
+    for group, rows in group_rows(ends, A.shape[0]):
+        part = packed[group * N * K // 2 :], scales[group * N * K // blocksize :]
+        if input_gradient:
+            weight = dequantize_4bit(*part, blocksize, quant_type, (N, K), torch.float32)
+            result[rows] = fp32_product(A[rows].float(), weight.t())
+        else:
+            own_bias = None if bias is None else bias[group]
+            result[rows] = gemm_4bit(A[rows], part[0], (N, K), part[1], blocksize, quant_type, own_bias)
+    return result
 
 
 def embedding_4bit(

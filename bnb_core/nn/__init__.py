@@ -2,6 +2,7 @@
 
 from . import parametrize
 from .embedding import Embedding, Embedding4bit, Embedding8bit, EmbeddingFP4, EmbeddingNF4, StableEmbedding
+from .experts import Experts4bit, GroupedLinear4bit
 from .layer import QuantizedLayer
 from .linear4bit import Linear4bit, LinearFP4, LinearNF4
 from .linear8bit import Linear8bitLt
@@ -16,6 +17,8 @@ __all__ = [
     "Embedding8bit",
     "EmbeddingFP4",
     "EmbeddingNF4",
+    "Experts4bit",
+    "GroupedLinear4bit",
     "Int8Params",
     "Linear4bit",
     "Linear8bitLt",

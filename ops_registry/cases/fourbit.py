@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -103,6 +104,39 @@ def gemm_cases(make: Maker) -> Iterator[Case]:
         yield Case(f"empty weight {list(empty)}", args)
 
 
+def grouped_cases(make: Maker) -> Iterator[Case]:
+    # (shape, blocksize), and ends: groups without rows at each place, rows of no group, no rows.
+    weights = [((3, 16, 64), 64), ((4, 5, 48), 16), ((2, 64, 256), 64)]
+    ends = {2: [[3, 5], [0, 0]], 3: [[4, 4, 7], [0, 2, 2]], 4: [[0, 1, 6, 6]]}
+    for quant_type in QUANT_TYPES:
+        for dtype in FLOATS:
+            for shape, blocksize in weights:
+                for nested in (False, True):
+                    absmax, statistics = _scales(make, shape, blocksize, nested)
+                    weight = (make.packed(shape), shape, absmax, blocksize, quant_type)
+                    for last in ends[shape[0]]:
+                        name = (
+                            f"{quant_type} {dtype} {list(shape)} blocksize {blocksize} ends {last}{' nested' * nested}"
+                        )
+                        of = make.tensor(last, torch.int32 if nested else torch.int64)
+                        bias = make.normal(*shape[:2], dtype=dtype) if nested else None
+                        yield Case(name, (make.normal(7, shape[2], dtype=dtype), *weight, of, bias, *statistics))
+                        gradient = make.normal(7, shape[1], dtype=dtype)
+                        yield Case(f"{name} gradient", (gradient, *weight, of, None, *statistics, True))
+    shape, scales = (3, 16, 64), make.absmax(3072, 64)
+    of = make.tensor([1, 3, 3], torch.int64)
+    for storage in STORAGES:
+        args = (make.normal(3, 64), make.packed(shape, storage), shape, scales, 64, "nf4", of)
+        yield Case(f"in {storage}", args)
+    A, packed = make.strided(make.normal(3, 64)), make.packed(shape).t()
+    yield Case("strided", (A, packed, shape, make.strided(scales), 64, "nf4", make.strided(of)))
+    yield Case("no rows", (make.normal(0, 64), make.packed(shape), shape, scales, 64, "nf4", of * 0))
+    empty = (make.normal(3, 0), make.packed((2, 4, 0)), (2, 4, 0), make.absmax(0, 64), 64, "nf4")
+    yield Case("no columns", (*empty, make.tensor([1, 2], torch.int64)))
+    none = (make.normal(3, 64), make.packed((0, 16, 64)), (0, 16, 64), make.absmax(0, 64), 64, "nf4")
+    yield Case("no groups", (*none, make.tensor([], torch.int64)))
+
+
 def embedding_cases(make: Maker) -> Iterator[Case]:
     for quant_type in QUANT_TYPES:
         for dtype in FLOATS:
@@ -154,19 +188,20 @@ def bad_dequantize(make: Maker) -> Iterator[BadCase]:
     yield BadCase("device", args(absmax=make.positive(4).to("meta")), "is on .*, expected .* as the other tensors")
 
 
-def _bad_weight(make: Maker, args: Callable[..., tuple[Any, ...]]) -> Iterator[BadCase]:
-    """What `gemm_4bit` and `embedding_4bit` refuse alike; the weight is [8, 32] with block size 16."""
+def _bad_weight(
+    make: Maker, args: Callable[..., tuple[Any, ...]], shape: tuple[int, ...] = (8, 32)
+) -> Iterator[BadCase]:
+    """What the operators with a weight refuse alike; it has 8 * 32 elements, and block size 16."""
+    shown, negative = re.escape(str(shape)), (*shape[:-2], -8, 32)
     code, offset = dynamic_map(signed=True).to(make.device), make.tensor(0.5)
     nested = {"absmax": make.positive(1), "absmax_8bit": make.bytes(16), "absmax_code": code, "absmax_offset": offset}
     yield BadCase("B dtype", args(B=make.packed((8, 32)).int()), "B is int32, expected uint8")
-    yield BadCase(
-        "short B", args(B=make.packed((8, 30))), r"B has 120 elements, but shape \(8, 32\) in 4 bits needs 128"
-    )
-    yield BadCase("shapeB", args(shapeB=(256,)), "shapeB has 1 sizes, expected 2")
-    yield BadCase("negative shapeB", args(shapeB=(-8, 32)), "shapeB is .*, expected sizes of at least 0")
+    yield BadCase("short B", args(B=make.packed((8, 30))), f"B has 120 elements, but shape {shown} in 4 bits needs 128")
+    yield BadCase("shapeB", args(shapeB=(256,)), f"shapeB has 1 sizes, expected {len(shape)}")
+    yield BadCase("negative shapeB", args(shapeB=negative), "shapeB is .*, expected sizes of at least 0")
     yield BadCase("blocksize", args(blocksize=24), "blocksize is 24, expected 16")
     yield BadCase("quant_type", args(quant_type="NF4"), "quant_type is 'NF4', expected 'nf4' or 'fp4'")
-    yield BadCase("absmax", args(absmax=make.positive(15)), r"absmax has 15 elements, but shapeB \(8, 32\) .* needs 16")
+    yield BadCase("absmax", args(absmax=make.positive(15)), f"absmax has 15 elements, but shapeB {shown} .* needs 16")
     yield BadCase("absmax dtype", args(absmax=make.positive(16).bfloat16()), "absmax is bfloat16, expected float32")
     for missing in ("absmax_8bit", "absmax_code", "absmax_offset"):
         yield BadCase(f"no {missing}", args(**nested | {missing: None}), "given, expected all of absmax_8bit")
@@ -196,6 +231,30 @@ def bad_gemm(make: Maker) -> Iterator[BadCase]:
     yield BadCase("bias shape", args(bias=make.normal(7)), r"bias has shape \(7,\), expected \(8,\)")
     yield BadCase("bias dims", args(bias=make.normal(8, 1)), r"bias has shape \(8, 1\), expected \(8,\)")
     yield BadCase("bias dtype", args(bias=make.normal(8).double()), "bias is float64, expected float32")
+
+
+def bad_grouped(make: Maker) -> Iterator[BadCase]:
+    shape = (1, 8, 32)
+    args = changer(
+        {"A": make.normal(3, 32), "B": make.packed(shape), "shapeB": shape, "absmax": make.positive(16)}
+        | {"blocksize": 16, "quant_type": "nf4", "ends": make.tensor([3], torch.int64), "bias": None}
+        | dict.fromkeys(("absmax_8bit", "absmax_code", "absmax_offset"))
+        | {"input_gradient": False}
+    )
+    yield from _bad_weight(make, args, shape)
+    yield BadCase("A dtype", args(A=make.normal(3, 32).double()), "A is float64, expected float32")
+    yield BadCase("A dims", args(A=make.normal(3, 1, 32)), "A has 3 dimensions, expected 2")
+    yield BadCase("A width", args(A=make.normal(3, 8)), r"A has shape \(3, 8\), expected 32 columns for shapeB")
+    yield BadCase("gradient width", args(input_gradient=True), r"A has shape \(3, 32\), expected 8 columns for shapeB")
+    yield BadCase("blocks", args(blocksize=512), r"shapeB is \(1, 8, 32\), expected weights of whole blocks: 8 \* 32")
+    yield BadCase("ends dtype", args(ends=make.normal(1)), "ends is float32, expected int32 or int64")
+    yield BadCase("ends", args(ends=make.tensor([3, 3], torch.int64)), r"ends has shape \(2,\), expected \(1,\)")
+    yield BadCase("ends dims", args(ends=make.tensor(3, torch.int64)), r"ends has shape \(\), expected \(1,\)")
+    yield BadCase("bias", args(bias=make.normal(1, 9)), r"bias has shape \(1, 9\), expected \(1, 8\)")
+    yield BadCase("bias dims", args(bias=make.normal(8)), r"bias has shape \(8,\), expected \(1, 8\)")
+    yield BadCase("bias dtype", args(bias=make.normal(1, 8).double()), "bias is float64, expected float32")
+    of_gradient = args(A=make.normal(3, 8), bias=make.normal(1, 8), input_gradient=True)
+    yield BadCase("bias of a gradient", of_gradient, "bias is given, expected None for an input_gradient")
 
 
 def bad_embedding(make: Maker) -> Iterator[BadCase]:

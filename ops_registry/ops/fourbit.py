@@ -35,9 +35,11 @@ def _check_shape(check: Check, name: str, shape: Sequence[Any]) -> None:
         check.that(size >= 0, lambda: f"{name} is {tuple(shape)}, expected sizes of at least 0")
 
 
-def _check_weight(check: Check, B: Tensor, shapeB: Sequence[Any], blocksize: int, quant_type: str) -> None:
+def _check_weight(
+    check: Check, B: Tensor, shapeB: Sequence[Any], blocksize: int, quant_type: str, sizes: int = 2
+) -> None:
     _check_format(check, blocksize, quant_type)
-    check.that(len(shapeB) == 2, lambda: f"shapeB has {len(shapeB)} sizes, expected 2")
+    check.that(len(shapeB) == sizes, lambda: f"shapeB has {len(shapeB)} sizes, expected {sizes}")
     _check_shape(check, "shapeB", shapeB)
     _check_packed(check, "B", B, shapeB)
 
@@ -72,6 +74,7 @@ def _check_scales(
 _quantize = Check("quantize_4bit")
 _dequantize = Check("dequantize_4bit")
 _gemm = Check("gemm_4bit")
+_grouped = Check("grouped_gemm_4bit")
 _embedding = Check("embedding_4bit")
 
 
@@ -133,6 +136,69 @@ def _check_gemm(
 
 def _gemm_results(A: Tensor, B: Tensor, shapeB: Sequence[Any], *rest: Any) -> tuple[Result]:
     return (Result((*A.shape[:-1], shapeB[0]), A.dtype),)
+
+
+def _check_grouped(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[Any],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    ends: Tensor,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    input_gradient: bool = False,
+) -> None:
+    _grouped.dtype("A", A, FLOATS)
+    _grouped.ndim("A", A, 2)
+    _check_weight(_grouped, B, shapeB, blocksize, quant_type, 3)
+    groups, N, K = shapeB
+    _grouped.that(
+        (N * K) % blocksize == 0,
+        lambda: f"shapeB is {tuple(shapeB)}, expected weights of whole blocks: {N} * {K} divided by {blocksize}",
+    )
+    width = N if input_gradient else K
+    _grouped.that(
+        A.shape[1] == width,
+        lambda: f"A has shape {tuple(A.shape)}, expected {width} columns for shapeB {tuple(shapeB)}",
+    )
+    _check_scales(_grouped, shapeB, absmax, blocksize, absmax_8bit, absmax_code, absmax_offset)
+    _grouped.dtype("ends", ends, (torch.int32, torch.int64))
+    _grouped.shape("ends", ends, (groups,))
+    if bias is not None:
+        _grouped.that(not input_gradient, lambda: "bias is given, expected None for an input_gradient")
+        _grouped.dtype("bias", bias, FLOATS)
+        _grouped.shape("bias", bias, (groups, N))
+    _grouped.one_device(
+        A,
+        B=B,
+        absmax=absmax,
+        ends=ends,
+        bias=bias,
+        absmax_8bit=absmax_8bit,
+        absmax_code=absmax_code,
+        absmax_offset=absmax_offset,
+    )
+
+
+def _grouped_results(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[Any],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    ends: Tensor,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    input_gradient: bool = False,
+) -> tuple[Result]:
+    return (Result((A.shape[0], shapeB[2] if input_gradient else shapeB[1]), A.dtype),)
 
 
 def _check_embedding(
@@ -225,6 +291,28 @@ define(
         per block of blocksize elements. bias: `[N]`, any float dtype. Result: `[..., N]` in A's dtype, accumulated in
         fp32 and rounded once; fp32 in gives fp32 accuracy. Nested statistics: absmax_8bit are uint8 codes of the
         scales, absmax their own scales per 256, absmax_code their codebook, absmax_offset is added; all three or none.
+        """,
+    )
+)
+
+define(
+    Op(
+        schema="grouped_gemm_4bit(Tensor A, Tensor B, SymInt[] shapeB, Tensor absmax, int blocksize, str quant_type, "
+        "Tensor ends, Tensor? bias=None, Tensor? absmax_8bit=None, Tensor? absmax_code=None, "
+        "Tensor? absmax_offset=None, bool input_gradient=False) -> Tensor",
+        check=_check_grouped,
+        results=_grouped_results,
+        cases=inputs.grouped_cases,
+        bad_cases=inputs.bad_grouped,
+        tolerance=PRODUCT,
+        doc="""`gemm_4bit` of groups of rows, each with a weight of its own, as of the experts of a mixture.
+
+        A: `[T, K]`, the rows of a group next to each other. ends: int32 or int64 `[E]`, the row after the last one of
+        each group, ascending; rows after the last group give zeros (ends that are not ascending, or beyond T, raise
+        IndexError where the device can). B: the packed bytes of weights of shapeB = `[E, N, K]`, one run of elements,
+        N * K a multiple of blocksize. absmax, blocksize, quant_type, absmax_8bit, absmax_code, absmax_offset: as of the
+        weight of `gemm_4bit`. bias: `[E, N]`. Result: `[T, N]` in A's dtype. input_gradient: A is a gradient `[T, N]`,
+        and the result `A @ dequantize(B)`, `[T, K]`.
         """,
     )
 )
