@@ -210,6 +210,15 @@ def _what_is_not_quantized_yet_is_not_shared_out(world: int) -> None:
         module(torch.ones(2, 64))
 
 
+class Holder(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.layer(*args)
+
+
 def test_layers_of_every_kind(on_ranks: Any) -> None:
     on_ranks(_layers_of_every_kind, 2)
 
@@ -217,21 +226,23 @@ def test_layers_of_every_kind(on_ranks: Any) -> None:
 def _layers_of_every_kind(world: int) -> None:
     torch.manual_seed(0)
     x, ids = torch.randn(3, 64), torch.tensor([0, 8, 2])
+    routed = x, torch.tensor([[0, 2], [1, 3], [2, 0]]), torch.rand(3, 2)
     for make, given in (
-        (lambda: bnb_core.nn.Linear8bitLt(64, 9, has_fp16_weights=False, threshold=2.0), x),
-        (lambda: bnb_core.nn.Linear8bitLt(64, 9), x),
-        (lambda: bnb_core.nn.Embedding4bit(9, 64, quant_storage=BF16), ids),
-        (lambda: bnb_core.nn.Embedding8bit(9, 64), ids),
-        (lambda: bnb_core.nn.Linear4bit(64, 9, compute_dtype=BF16), x.to(BF16)),
+        (lambda: bnb_core.nn.Linear8bitLt(64, 9, has_fp16_weights=False, threshold=2.0), (x,)),
+        (lambda: bnb_core.nn.Linear8bitLt(64, 9), (x,)),
+        (lambda: bnb_core.nn.Embedding4bit(9, 64, quant_storage=BF16), (ids,)),
+        (lambda: bnb_core.nn.Embedding8bit(9, 64), (ids,)),
+        (lambda: bnb_core.nn.Linear4bit(64, 9, compute_dtype=BF16), (x.to(BF16),)),
+        (lambda: bnb_core.nn.Experts4bit(4, 64, 16, quant_storage=BF16), routed),
     ):
-        wanted = make().to("cpu")
+        wanted, other = Holder(make().to("cpu")), Holder(make().to("cpu"))
         module = fsdp.fully_shard(copy.deepcopy(wanted))
         for _ in range(2):
-            assert torch.equal(module(given), wanted(given))
-        assert_same(module.state_dict(), wanted.state_dict())
-        other = fsdp.fully_shard(make().to("cpu"))
-        other.load_state_dict(module.state_dict())
-        assert torch.equal(other(given), wanted(given))
+            assert torch.equal(module(*given), wanted(*given))
+        assert_same(of_torch.get_model_state_dict(module), wanted.state_dict())
+        other = fsdp.fully_shard(other)
+        of_torch.set_model_state_dict(other, of_torch.get_model_state_dict(module, options=WHOLE), options=WHOLE)
+        assert torch.equal(other(*given), wanted(*given))
 
 
 def test_tied_weights_and_moves(on_ranks: Any) -> None:

@@ -13,7 +13,7 @@ from bnb_core.ops_registry.formats import QUANT_TYPES
 from bnb_core.optim.overrides import GlobalOptimManager
 from bnb_core.quant_state import QuantState
 
-from .layer import QuantizedLayer
+from .layer import Int8Layer, QuantizedLayer
 from .params import Int8Params, Params4bit
 
 __all__ = ["Embedding", "Embedding4bit", "Embedding8bit", "EmbeddingFP4", "EmbeddingNF4", "StableEmbedding"]
@@ -81,7 +81,7 @@ class StableEmbedding(Embedding):
         return result.to(self.weight.dtype)
 
 
-class Embedding8bit(QuantizedLayer, torch.nn.Embedding):
+class Embedding8bit(Int8Layer, torch.nn.Embedding):
     """An embedding whose vectors are quantized to int8, one scale each, on the first move to a device.
 
     dtype: of the vectors before they are quantized, and of the result. There is no gradient.

@@ -11,7 +11,7 @@ from torch.nn.functional import silu
 from bnb_core.autograd import grouped_matmul_4bit
 from bnb_core.quant_state import QuantState
 
-from .layer import QuantizedLayer, not_quantized
+from .layer import QuantizedLayer
 from .params import Params4bit
 
 __all__ = ["Experts4bit", "GroupedLinear4bit"]

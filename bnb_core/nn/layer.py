@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .params import QuantizedParameter
+from .params import Int8Params, QuantizedParameter
 from .sharding import ShardableLayer, is_sharded
 
-__all__ = ["QuantizedLayer", "named"]
+__all__ = ["Int8Layer", "QuantizedLayer", "named"]
 
 L = TypeVar("L", bound="QuantizedLayer")
 
@@ -169,3 +169,22 @@ class QuantizedLayer(ShardableLayer):
                     data = weight.copy_(data).data
             self._parameters["weight"] = weight.adopt(data, False, **own.__dict__)
         return None
+
+
+class Int8Layer(QuantizedLayer):
+    """A `QuantizedLayer` in int8; the statistics, which stand beside the weight in a checkpoint, are attributes too.
+
+    torch.distributed.checkpoint looks keys up as attributes.
+    """
+
+    weight: Int8Params
+
+    @property
+    def SCB(self) -> Tensor | None:
+        """The fp32 scales of the rows of the weight; None before it is quantized."""
+        return getattr(self.weight, "SCB", None)
+
+    @property
+    def weight_format(self) -> Tensor:
+        """0: the codes are in plain rows."""
+        return torch.tensor(0, dtype=torch.uint8, device="cpu")

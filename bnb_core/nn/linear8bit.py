@@ -7,13 +7,13 @@ from torch import Tensor
 
 from bnb_core.autograd import MatmulLtState, int8_linear, int8_linear_of_weight
 
-from .layer import QuantizedLayer
+from .layer import Int8Layer
 from .params import Int8Params
 
 __all__ = ["Linear8bitLt"]
 
 
-class Linear8bitLt(QuantizedLayer, torch.nn.Linear):
+class Linear8bitLt(Int8Layer, torch.nn.Linear):
     """A linear layer computed by LLM.int8() (arXiv:2208.07339).
 
     has_fp16_weights: True keeps the weight as it is and quantizes it in each forward; it has a gradient. False
