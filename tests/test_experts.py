@@ -98,6 +98,18 @@ def test_rows_without_experts(device: torch.device) -> None:
     assert nothing.shape == (0, HIDDEN)
 
 
+def test_quantizes_the_weights_it_was_given(device: torch.device) -> None:
+    experts = nn.Experts4bit(E, HIDDEN, INNER)
+    shapes = {"gate_up_proj": (E, 2 * INNER, HIDDEN), "down_proj": (E, HIDDEN, INNER)}
+    weights = {f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
+    experts.load_state_dict(weights)
+    experts.to(device)
+    for name in shapes:
+        packed, state = F.quantize_4bit(weights[f"{name}.weight"].to(device), None, None, 64, True, "nf4")
+        layer = getattr(experts, name)
+        assert torch.equal(layer.weight.data, packed) and layer.quant_state == state
+
+
 def test_moves_copies_and_checkpoints(device: torch.device) -> None:
     experts = nn.Experts4bit(E, HIDDEN, INNER, quant_storage=torch.bfloat16, bias=True)
     args = routed(5, 2, device)

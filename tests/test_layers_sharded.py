@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,11 @@ def _what_does_not_load_into_shards(world: int) -> None:
         module.load_state_dict(without)
     with pytest.raises(RuntimeError, match=f"{key}.absmax has shape"):
         module.load_state_dict(shards | {f"{key}.absmax": shards[f"{key}.absmax"][1:]})
+    first = dist.get_rank() == 0
+    from_first = of_torch.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    other = shard(model(sizes, seed=1, quant_storage=BF16))
+    with nullcontext() if first else pytest.raises(RuntimeError, match=f"{key}: .*_rank0=True does not bring them"):
+        of_torch.set_model_state_dict(other, wanted.state_dict() if first else {}, options=from_first)
     other = shard(model(sizes, quant_storage=torch.float16)).state_dict()
     with pytest.raises(RuntimeError, match=f"{key}: .* of torch.float16, the sharded weight .* of torch.bfloat16"):
         module.load_state_dict(other)

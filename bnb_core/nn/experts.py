@@ -76,7 +76,8 @@ class Experts4bit(torch.nn.Module):
 
     gate_up_proj: `[num_experts, 2 * intermediate_size, hidden_size]`. down_proj: `[num_experts, hidden_size,
     intermediate_size]`. activation: of `[…, 2 * intermediate_size]`, whose first half is the gate, to `[…,
-    intermediate_size]`; by default `silu(gate) * up`. The others as in `Linear4bit`.
+    intermediate_size]`; by default `silu(gate) * up`. The others as in `Linear4bit`. Weights in 16 or 32 bits are
+    loaded before the first move to a device, as `{"gate_up_proj.weight": …, "down_proj.weight": …}`.
     """
 
     def __init__(
