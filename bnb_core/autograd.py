@@ -58,7 +58,7 @@ def _view(argument: Any) -> Any:
 _NO_OUT = "a product that is differentiated takes no out"
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def rows_of(tensor: Tensor) -> Tensor:
     """All leading dimensions as one."""
     return tensor.flatten(0, -2) if tensor.ndim > 1 else tensor.unsqueeze(0)
 
@@ -70,7 +70,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if on else None
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` in their own dtype, under autocast too: a compiled backward pass runs in that of its forward pass."""
     if autocast_dtype(a.device) is None:
         return a @ b
@@ -78,8 +78,8 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
 
-def _bias_gradient(gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    return _rows(gradient).sum(0, dtype=dtype)
+def bias_gradient(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows_of(gradient).sum(0, dtype=dtype)
 
 
 def vmap_rule(
@@ -137,9 +137,9 @@ class _Gemm4bit(torch.autograd.Function):
             shape, blocksize, quant_type = ctx.weight
             scales = dequantized_scales(*statistics)
             weight = _ops.dequantize_4bit.default(B, scales, blocksize, quant_type, shape, gradient.dtype)
-            grad_A = _product(gradient, weight)
+            grad_A = product(gradient, weight)
         if ctx.needs_input_grad[2]:
-            grad_bias = _bias_gradient(gradient, ctx.bias_dtype)
+            grad_bias = bias_gradient(gradient, ctx.bias_dtype)
         return grad_A, None, grad_bias, *(None,) * 7
 
     @staticmethod
@@ -216,7 +216,7 @@ class _GroupedGemm4bit(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        return _batched(_GroupedGemm4bit, False, info, in_dims, args)
+        return vmap_rule(_GroupedGemm4bit, False, info, in_dims, args)
 
 
 def grouped_matmul_4bit(
@@ -234,7 +234,7 @@ def grouped_matmul_4bit(
     shape, blocksize, quant_type = quant_state.four_bit_format()
     absmax, *nested = quant_state.statistics()
     if _traced(A, bias):
-        return _applied(_GroupedGemm4bit, A, B, bias, ends, absmax, *nested, tuple(shape), blocksize, quant_type)
+        return applied(_GroupedGemm4bit, A, B, bias, ends, absmax, *nested, tuple(shape), blocksize, quant_type)
     return _ops.grouped_gemm_4bit.default(A, B, tuple(shape), absmax, blocksize, quant_type, ends, bias, *nested)
 
 
@@ -259,9 +259,9 @@ class _Int8Linear(torch.autograd.Function):
         grad_A = grad_bias = None
         if ctx.needs_input_grad[0]:
             weight = _ops.int8_vectorwise_dequant.default(*ctx.saved_tensors)
-            grad_A = _product(gradient, weight.to(gradient.dtype))
+            grad_A = product(gradient, weight.to(gradient.dtype))
         if ctx.needs_input_grad[3]:
-            grad_bias = _bias_gradient(gradient, ctx.bias_dtype)
+            grad_bias = bias_gradient(gradient, ctx.bias_dtype)
         return grad_A, None, None, grad_bias, None
 
     @staticmethod
@@ -296,11 +296,11 @@ class _Int8LinearOfWeight(torch.autograd.Function):
         A, W = ctx.saved_tensors
         grad_A = grad_W = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_A = _product(gradient, W.to(gradient.dtype))
+            grad_A = product(gradient, W.to(gradient.dtype))
         if ctx.needs_input_grad[1]:
-            grad_W = _product(_rows(gradient).mT, _rows(A)).to(W.dtype)
+            grad_W = product(rows_of(gradient).mT, rows_of(A)).to(W.dtype)
         if ctx.needs_input_grad[2]:
-            grad_bias = _bias_gradient(gradient, ctx.bias_dtype)
+            grad_bias = bias_gradient(gradient, ctx.bias_dtype)
         return grad_A, grad_W, grad_bias, None
 
     @staticmethod

@@ -61,7 +61,7 @@ class GroupedLinear4bit(QuantizedLayer):
         weight = self._operand("weight")
         state = getattr(weight, "quant_state", None)
         if state is None:
-            raise not_quantized(weight, Params4bit)
+            state = self._statistics("quant_state", Params4bit)
         dtype = x.dtype if self.compute_dtype is None else self.compute_dtype
         return grouped_matmul_4bit(x.to(dtype), weight, state, ends, self.bias).to(x.dtype)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,37 +12,11 @@ import torch
 from torch import Tensor
 
 from .params import Int8Params, QuantizedParameter
-from .sharding import ShardableLayer, is_sharded
+from .stand_ins import KeepsStatistics, is_sharded
 
 __all__ = ["Int8Layer", "QuantizedLayer", "named"]
 
 L = TypeVar("L", bound="QuantizedLayer")
-
-# torch 2.6 does not tell one from the other.
-_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-
-class _Parameters(dict[str, Any]):
-    """The parameters of a layer, which know whose place a tensor takes that is put there for a while."""
-
-    # Weakly: who puts the weight back keeps it meanwhile, and who does not may free it.
-    _displaced: weakref.ref[QuantizedParameter] | None = None
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            present = self.get(name)
-            if value is None or isinstance(value, QuantizedParameter):
-                self._displaced = None
-            elif isinstance(present, QuantizedParameter):
-                self._displaced = weakref.ref(present)
-        super().__setitem__(name, value)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (dict(self),)
-
-    @property
-    def displaced(self) -> QuantizedParameter | None:
-        """The weight in whose place another tensor stands."""
-        return None if self._displaced is None else self._displaced()
 
 
 def named(error: ValueError, key: str, keys: Iterable[str]) -> str:
@@ -52,7 +25,7 @@ def named(error: ValueError, key: str, keys: Iterable[str]) -> str:
     return text if text.startswith((f"{key}.", *keys)) else f"{key}: {text}"
 
 
-class QuantizedLayer(ShardableLayer):
+class QuantizedLayer(KeepsStatistics):
     """A mixin for modules whose `weight` is a `QuantizedParameter`; it stands before the module's own class.
 
     Moves and casts of the module keep the identity of the weight where they do for other parameters, so that tied
@@ -63,38 +36,6 @@ class QuantizedLayer(ShardableLayer):
     """
 
     weight: QuantizedParameter
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.__dict__["_parameters"] = _Parameters(self._parameters)
-
-    def _operand(self, name: str) -> Any:
-        # The attribute of that name. `nn.Module.__getattr__` takes 0.8 µs to look among the parameters last.
-        parameters = self._parameters
-        return parameters[name] if name in parameters else getattr(self, name)
-
-    def _statistics(self, name: str, expected: type[QuantizedParameter]) -> Any:
-        """What a forward pass takes where the weight, which should be of the class `expected`, has no statistics.
-
-        torch.export traces with another tensor in the weight's place, and takes those of the weight.
-
-        Raises RuntimeError where there are none.
-        """
-        weight = self._operand("weight")
-        displaced = getattr(self._parameters, "displaced", None)
-        if displaced is not None and _exporting():
-            weight = displaced
-        statistics = getattr(weight, name, None)
-        if statistics is not None:
-            return statistics
-        if isinstance(weight, QuantizedParameter):
-            raise RuntimeError(
-                "the weight is not quantized yet: move the layer to its device once, as in layer.to('cpu')"
-            )
-        raise RuntimeError(
-            f"the weight is a {type(weight).__name__} without statistics, which was put in the place of the layer's "
-            f"own: assign a {expected.__name__}, and quantize before fully_shard"
-        )
 
     @contextmanager
     def _weight_aside(self) -> Iterator[None]:

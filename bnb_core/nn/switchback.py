@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnb_core.autograd import int8_linear
+from bnb_core.autograd import applied, bias_gradient, int8_linear, product, rows_of, vmap_rule
 
 from .layer import QuantizedLayer
 from .params import Int8Params
@@ -53,10 +53,14 @@ class _SwitchBack(torch.autograd.Function):
             grad_A = _ops.int8_linear.default(gradient, *_quantized(W.t().contiguous(), ctx.row_wise))
         if ctx.needs_input_grad[1]:
             A = kept[0] if len(kept) == 1 else _ops.int8_vectorwise_dequant.default(*kept).to(gradient.dtype)
-            grad_W = (gradient.reshape(-1, W.shape[0]).mT @ A.reshape(-1, W.shape[1])).to(W.dtype)
+            grad_W = product(rows_of(gradient).mT, rows_of(A)).to(W.dtype)
         if ctx.needs_input_grad[2]:
-            grad_bias = gradient.reshape(-1, W.shape[0]).sum(0, dtype=ctx.bias_dtype)
+            grad_bias = bias_gradient(gradient, ctx.bias_dtype)
         return grad_A, grad_W, grad_bias, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        return vmap_rule(_SwitchBack, True, info, in_dims, args)
 
 
 class SwitchBackLinear(QuantizedLayer, torch.nn.Linear):
@@ -99,7 +103,7 @@ class SwitchBackLinear(QuantizedLayer, torch.nn.Linear):
         rows = row_scales = None
         if self.mem_efficient:
             rows, row_scales, _ = _ops.int8_vectorwise_quant.default(x.detach())
-        out: Tensor = _SwitchBack.apply(x, weight, bias, self.vector_wise_quantization, rows, row_scales)
+        out: Tensor = applied(_SwitchBack, x, weight, bias, self.vector_wise_quantization, rows, row_scales)
         return out
 
 
