@@ -60,6 +60,8 @@ LINEAR: dict[str, Make] = {
     "int8 of a weight, threshold": functools.partial(nn.Linear8bitLt, IN, OUT, threshold=6.0),
     "fp8 mixed": functools.partial(nn.LinearFP8Mixed, IN, OUT),
     "fp8 global": functools.partial(nn.LinearFP8Global, IN, OUT),
+    "switchback": functools.partial(nn.SwitchBackLinear, IN, OUT),
+    "switchback by rows": functools.partial(nn.SwitchBackLinearVectorwise, IN, OUT),
     "outlier aware": aware,
     "parametrized": parametrized,
 }
@@ -72,7 +74,7 @@ EMBEDDINGS: dict[str, Make] = {
 }
 LAYERS = LINEAR | EMBEDDINGS
 QUANTIZED = {name: make for name, make in LAYERS.items() if isinstance(make(), nn.QuantizedLayer)}
-QUANTIZED = {name: make for name, make in QUANTIZED.items() if not name.startswith("int8 of a weight")}
+QUANTIZED = {name: make for name, make in QUANTIZED.items() if not name.startswith(("int8 of a weight", "switchback"))}
 
 pytestmark = pytest.mark.filterwarnings("ignore:Linear4bit got an input in float32")
 

@@ -67,7 +67,8 @@ class SwitchBackLinear(QuantizedLayer, torch.nn.Linear):
     """A linear layer that is trained in int8 (SwitchBack, arXiv:2304.13013); a linear layer's arguments and weight.
 
     vector_wise_quantization: the weight has a scale for each row, and its transpose in the backward pass one for each
-    column; else one for all. mem_efficient: the int8 codes of the input are kept for the backward pass, in its place.
+    column; else one for all. mem_efficient: the int8 codes of the input are kept for the backward pass, in its place;
+    not under vmap.
 
     The input is `[…, in_features]` in fp32, fp16 or bf16, the output in the same dtype; rows of input and gradient have
     scales of their own. Input, weight and bias have gradients.
