@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_layer_tracing import needs_one_graph
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -16,9 +17,6 @@ from bnb_core import nn, ops_registry
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 E, HIDDEN, INNER = 5, 48, 32
-
-# A subclass of Parameter is traced from torch 2.8 on.
-ONE_GRAPH = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +144,7 @@ def test_refusals(device: torch.device) -> None:
             layer(torch.ones(2, 64, device=device), torch.tensor(ends, device=device))
 
 
-@pytest.mark.skipif(not ONE_GRAPH, reason="torch < 2.8 does not trace a subclass of Parameter")
+@needs_one_graph
 def test_compiles_into_one_graph(device: torch.device) -> None:
     experts = nn.Experts4bit(E, HIDDEN, INNER, bias=True).to(device)
     compiled = torch.compile(experts, fullgraph=True, backend="aot_eager")

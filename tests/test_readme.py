@@ -10,6 +10,7 @@ from pathlib import Path
 import peers
 import pytest
 import torch
+from test_layer_tracing import ONE_GRAPH
 
 from bnb_core import optim
 from bnb_core.ops_registry import OPS
@@ -19,7 +20,12 @@ DOCS = README.parent / "docs"
 OPTIMIZERS = DOCS / "optimizers.md"
 
 # What a page needs beside bnb_core.
-NEEDS = {"quantize": ("transformers", "accelerate"), "qlora": ("transformers", "accelerate", "peft"), "drop_in": ()}
+NEEDS = {
+    "quantize": ("transformers", "accelerate"),
+    "qlora": ("transformers", "accelerate", "peft"),
+    "drop_in": (),
+    "compile": (),
+}
 
 
 def python_of(page: Path) -> str:
@@ -52,7 +58,10 @@ def test_page_of_the_optimizers_runs_and_names_all_of_them() -> None:
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_page_runs_as_a_script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    peers.drop_in()
+    if name == "compile" and not ONE_GRAPH:
+        pytest.skip("torch < 2.8 does not trace a subclass of Parameter")
+    if name != "compile":
+        peers.drop_in()
     for package in NEEDS[name]:
         pytest.importorskip(package, reason=f"{package} is not installed")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -63,7 +72,7 @@ def test_page_runs_as_a_script(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_each_page_is_in_the_readme() -> None:
-    assert {page.name for page in DOCS.glob("*.md")} <= set(re.findall(r"\(docs/(\w+\.md)", README.read_text()))
+    assert {page.name for page in DOCS.glob("*.md")} == set(re.findall(r"\(docs/(\w+\.md)", README.read_text()))
 
 
 def test_support_table_speaks_of_operators_that_exist() -> None:
