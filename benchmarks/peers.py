@@ -15,12 +15,17 @@ PEERS = {
     "onnxruntime": ("onnxruntime", "onnx"),
 }
 
+# How the version ends of the distribution of compat/, which computes what bnb_core does.
+DROP_IN = "+bnb.core"
+
 
 def missing(package: str | None, chosen: Collection[str]) -> str | None:
     """Why a peer cannot take part, in words; None where it can."""
     peer = package or "torch"
     if peer not in chosen:
         return "not chosen"
+    if peer == "bitsandbytes" and (_version(peer) or "").endswith(DROP_IN):
+        return "what is installed by that name is bnb_core's drop-in"
     absent = [name for name in PEERS[peer] if _version(name) is None]
     return f"{', '.join(absent)} not installed" if absent else None
 

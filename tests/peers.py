@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-_MARK = "+bnb.core"
+from benchmarks.peers import DROP_IN
 
 
 def _version() -> str:
@@ -20,13 +20,13 @@ def _version() -> str:
 
 def drop_in() -> ModuleType:
     """This repository's; skips where it is not installed."""
-    if not _version().endswith(_MARK):
+    if not _version().endswith(DROP_IN):
         pytest.skip("the drop-in is not installed: pip install ./compat")
     return importlib.import_module("bitsandbytes")
 
 
 def public_package() -> ModuleType:
     """The public package; skips where it is not installed."""
-    if not _version() or _version().endswith(_MARK):
+    if not _version() or _version().endswith(DROP_IN):
         pytest.skip("the public package bitsandbytes is not installed")
     return importlib.import_module("bitsandbytes")

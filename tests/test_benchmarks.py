@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peers import drop_in
 
 from benchmarks.__main__ import main, matches
 from benchmarks.measure import measure
+from benchmarks.peers import missing
 from benchmarks.timing import Pace, Racer, notch, race
 from benchmarks.work import OURS, Budget, Contestant, Target, Work
 from benchmarks.works import Sizes, families
@@ -55,6 +57,11 @@ def test_command_measures_every_work_and_writes_what_it_found(tmp_path):
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "results.txt").read_text() in run.stdout
     assert "bitsandbytes: not chosen" in run.stdout
+
+
+def test_the_drop_in_is_no_peer():
+    drop_in()
+    assert missing("bitsandbytes", ["bitsandbytes"]) == "what is installed by that name is bnb_core's drop-in"
 
 
 def test_names_are_unique_and_targets_are_those_of_the_contestants():
