@@ -151,7 +151,9 @@ class QuantState:
 
     def to(self, device: torch.device | str | int) -> QuantState:
         """Moves this state, in place as `nn.Module.to` does, and returns it. `moved_to` leaves it where it is."""
-        self.__dict__.update(self.moved_to(device).__dict__)
+        moved = dict(self.moved_to(device).__dict__)
+        self.__dict__.pop("_off_meta", None)
+        self.__dict__.update(moved)
         return self
 
     def as_dict(self, packed: bool = False) -> dict[str, Any]:

@@ -338,6 +338,12 @@ def test_state_goes_through_a_dictionary(state: Any, device: torch.device, packe
     assert bnb_core.QuantState.from_dict(entries, device) == state
 
 
+def test_a_state_that_came_back_from_meta_forgets_what_was_there_before(state: Any, device: torch.device) -> None:
+    assert state.to("meta").to(device).absmax.device.type == device.type
+    state.absmax = state.absmax.flip(0)
+    assert torch.equal(state.map(torch.clone).absmax, state.absmax)
+
+
 def test_state_is_copied_and_pickled(state: Any) -> None:
     shallow, deep, pickled = copy.copy(state), copy.deepcopy(state), pickle.loads(pickle.dumps(state))
     file = io.BytesIO()
