@@ -106,6 +106,32 @@ def test_a_forward_pass_that_fails_keeps_nothing(device: torch.device) -> None:
     assert module.weight is not first
 
 
+def test_a_forward_pass_that_is_interrupted_keeps_nothing_that_is_read_later(device: torch.device) -> None:
+    module, other = quantized(device), quantized(device)
+    with torch.no_grad():
+        other.load_state_dict({**other.state_dict(), "weight": other.state_dict()["weight"].flip(0)})
+
+    def interrupt(module: torch.nn.Module, _: Any) -> None:
+        assert module.weight is module.weight, "it is kept"
+        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            module(torch.ones(3, 40, device=device))
+
+    hook = module.register_forward_pre_hook(interrupt)
+    interrupted()
+    module.load_state_dict(other.state_dict())
+    assert torch.equal(module.weight, other.weight)
+    interrupted()
+    hook.remove()
+    state = module.parametrizations.weight[0].quant_state  # type: ignore[index, union-attr]
+    state.absmax.mul_(2)
+    x = torch.ones(3, 40, device=device)
+    assert torch.equal(module(x), 2 * other(x))
+    assert module.to("meta").weight.is_meta
+
+
 @pytest.mark.parametrize("options", [{}, {"compress_statistics": True}], ids=str)
 @pytest.mark.parametrize("assign", [True, False])
 def test_saving_and_loading(options: dict[str, Any], assign: bool, device: torch.device) -> None:
@@ -130,6 +156,19 @@ def test_prequantized(device: torch.device) -> None:
     entries = {key.removeprefix("weight."): value for key, value in saved.items() if key.startswith("weight.")}
     replace_parameter_4bit_prequantized(module, "weight", entries, device)
     assert torch.equal(module.weight, quantized(device).weight)
+
+
+def test_a_cast_leaves_codes_that_are_stored_as_floats(device: torch.device) -> None:
+    module = Experts().to(device)
+    packed, state = F.quantize_4bit(module.weight, quant_type="nf4", quant_storage=torch.bfloat16)
+    module.weight = torch.nn.Parameter(packed, requires_grad=False)
+    entries = state.as_dict(packed=True)
+    replace_parameter_4bit_prequantized(module, "weight", entries, device)
+    expected = F.dequantize_4bit(packed, state)
+    assert torch.equal(module.half().float().weight, expected)
+    other = quantized(device, compress_statistics=True)
+    other.load_state_dict({"bias": module.bias, "weight": packed, **{f"weight.{k}": t for k, t in entries.items()}})
+    assert torch.equal(other.weight, expected)
 
 
 def test_it_moves_and_casts_without_changing_bits(device: torch.device) -> None:
@@ -163,5 +202,13 @@ def test_refusals(device: torch.device) -> None:
     del saved["weight.absmax"]
     with pytest.raises(RuntimeError, match=r"weight.absmax is missing"):
         module.load_state_dict(saved)
+    saved = module.state_dict()
+    with pytest.raises(RuntimeError, match=r"weight: data has 1919 elements of torch.uint8, but .* needs 1920"):
+        module.load_state_dict(saved | {"weight": saved["weight"][1:]})
+    short = Experts().to(device)
+    short.weight = torch.nn.Parameter(saved["weight"][1:], requires_grad=False)
+    entries = {key: value for key, value in saved.items() if key.startswith("weight.")}
+    with pytest.raises(ValueError, match=r"data has 1919 elements of torch.uint8, but .* needs 1920"):
+        replace_parameter_4bit_prequantized(short, "weight", entries, device)
     with pytest.raises(ValueError, match="quant_type is missing"):
         replace_parameter_4bit_prequantized(Experts(), "weight", {}, device)

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bnb_core.functional.fourbit import dequantize_4bit, quantize_4bit
+from bnb_core.ops_registry.checks import ceil_div
 from bnb_core.quant_state import PACKED_KEYS, QuantState
 
 from .layer import named
+from .params import Params4bit
 
 __all__ = ["Bnb4bitParametrization", "replace_parameter_4bit", "replace_parameter_4bit_prequantized"]
 
@@ -32,6 +34,8 @@ class Bnb4bitParametrization(nn.Module):
         self.release()
 
     def keep(self, module: nn.Module, args: Any) -> None:
+        # torch calls `release` after an Exception, but not after a KeyboardInterrupt.
+        self.release()
         self._keeps = True
 
     def release(self, *_: Any) -> None:
@@ -49,6 +53,7 @@ class Bnb4bitParametrization(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bnb4bitParametrization:
         super()._apply(fn, recurse)
+        self.release()
         # A cast is for the values, which have a dtype of their own; a move is for all.
         device = fn(torch.empty(0, dtype=torch.uint8, device=self.quant_state.absmax.device)).device
         self.quant_state = self.quant_state.moved_to(device)
@@ -81,10 +86,10 @@ def replace_parameter_4bit_prequantized(
 ) -> None:
     """The same for a parameter that holds packed codes already. qs_dict: the entries of `QuantState.as_dict`.
 
-    Raises as `replace_parameter_4bit`, and ValueError for entries that are no state.
+    Raises as `replace_parameter_4bit`, and ValueError for entries that are no state, or not that of the codes.
     """
-    packed = _parameter(module, param_name).detach().to(device)
-    _replace(module, param_name, packed, QuantState.from_dict(qs_dict, device))
+    packed, state = _parameter(module, param_name).detach().to(device), QuantState.from_dict(qs_dict, device)
+    _replace(module, param_name, _as_bytes(packed, state), state)
 
 
 def _parameter(module: nn.Module, name: str) -> nn.Parameter:
@@ -94,6 +99,12 @@ def _parameter(module: nn.Module, name: str) -> nn.Parameter:
     if not isinstance(value, nn.Parameter):
         raise TypeError(f"{type(module).__name__}.{name} is a {type(value).__name__}, expected a Parameter")
     return value
+
+
+def _as_bytes(packed: Tensor, state: QuantState) -> Tensor:
+    """Codes in uint8, which a cast of the module leaves as they are; ValueError where they are not those of a state."""
+    codes = Params4bit(packed, quant_state=state).data.contiguous().view(-1).view(torch.uint8)
+    return codes[: ceil_div(state.four_bit_format()[0].numel(), 2)].unsqueeze(1)
 
 
 def _replace(module: nn.Module, name: str, packed: Tensor, state: QuantState) -> None:
@@ -143,20 +154,16 @@ class _Loading:
         present = {name: state_dict.pop(name) for name in keys if name in state_dict}
         parametrization = _parametrization(module, self.name)
         own = parametrization.quant_state
-        codes, of_own = state_dict[key], module.parametrizations[self.name].original  # type: ignore[index, union-attr]
         try:
-            if (codes.shape, codes.dtype) != (of_own.shape, of_own.dtype):
-                raise ValueError(
-                    f"the checkpoint has codes {tuple(codes.shape)} of {codes.dtype}, the module "
-                    f"{tuple(of_own.shape)} of {of_own.dtype}"
-                )
             state = QuantState.from_dict(present, own.absmax.device)
             if state.shape != own.shape:
                 raise ValueError(f"the checkpoint has a weight of shape {state.shape}, the module one of {own.shape}")
+            codes = _as_bytes(state_dict.pop(key), state)
         except ValueError as error:
             error_msgs.append(named(error, key, present))
-            del state_dict[key]
+            state_dict.pop(key, None)
             return
-        state_dict[f"{prefix}parametrizations.{self.name}.original"] = state_dict.pop(key)
+        state_dict[f"{prefix}parametrizations.{self.name}.original"] = codes
         # A checkpoint's tensors stay its own, as those of other parameters do.
         parametrization.quant_state = state.map(torch.Tensor.clone)
+        parametrization.release()
