@@ -81,6 +81,19 @@ def test_layers_get_what_the_tracer_found(device: torch.device) -> None:
     assert torch.equal(aware(h), result) and torch.equal(aware.weight, after), "it is quantized once"
 
 
+def test_layers_that_share_a_weight_hide_none_of_the_others(device: torch.device) -> None:
+    first, second, third = model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3))).to(device)
+    second.weight = first.weight
+    with torch.no_grad():
+        third.weight[:, 11] *= 30
+    tracer = OutlierTracer.get_instance()
+    tracer.initialize(model)
+    third(input=second(first(input=torch.randn(5, 64, device=device))))
+    assert tracer.get_outliers(first.weight) is not None
+    assert tracer.get_outliers(third.weight).tolist() == [11]  # type: ignore[union-attr]
+    assert not any(layer._forward_pre_hooks for layer in model)
+
+
 @pytest.mark.parametrize("missing", ["quantize_weight", "forward_with_outliers"])
 def test_what_a_subclass_has_to_have(missing: str) -> None:
     methods: dict[str, Any] = {name: getattr(Aware, name) for name in ("quantize_weight", "forward_with_outliers")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -58,16 +59,17 @@ class OutlierTracer:
 
     def _forget(self) -> None:
         self._found: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: WeakKeyDictionary[nn.Module, RemovableHandle] = WeakKeyDictionary()
 
     def initialize(self, model: nn.Module) -> None:
-        """Forgets what was found, and looks at the linear layers of a model in its next forward pass."""
-        for hook in self._hooks:
+        """Forgets what was found, and looks at each linear layer of a model in its next forward pass."""
+        for hook in self._hooks.values():
             hook.remove()
         self._forget()
         self._initialized = True
-        layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        self._hooks = [layer.register_forward_pre_hook(self.observe) for layer in layers]
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                self._hooks[layer] = layer.register_forward_pre_hook(self.observe, with_kwargs=True)
 
     def is_initialized(self) -> bool:
         """True after `initialize`."""
@@ -79,15 +81,15 @@ class OutlierTracer:
         return found
 
     @torch.no_grad()
-    def observe(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """The hook before the forward pass of each layer."""
+    def observe(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any] | None = None) -> None:
+        """The hook before the first forward pass of each layer."""
+        hook = self._hooks.pop(layer, None)
+        if hook is not None:
+            hook.remove()
         weight: Any = layer.weight
-        if weight in self._found:
-            # All layers of a pass come before the first one comes again.
-            for hook in self._hooks:
-                hook.remove()
-            return
-        self._found[weight] = find_outlier_dims(weight) if len(self._found) else _of_activations(inputs[0])
+        if weight not in self._found:  # layers may share one
+            x = (*inputs, *(named or {}).values())[0]
+            self._found[weight] = find_outlier_dims(weight) if len(self._found) else _of_activations(x)
 
 
 def _of_activations(x: Tensor) -> Tensor:
