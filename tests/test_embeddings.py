@@ -142,6 +142,14 @@ def test_optimizer_state_of_embeddings_stays_in_32_bits(cls: Any, device: torch.
 
 
 @pytest.mark.parametrize("cls", [nn.Embedding, nn.StableEmbedding])
+@pytest.mark.parametrize("freeze", [True, False])
+def test_from_pretrained(cls: Any, freeze: bool, device: torch.device) -> None:
+    vectors = torch.randn(10, 64, device=device)
+    layer = cls.from_pretrained(vectors, freeze=freeze, padding_idx=3)
+    assert layer.weight.requires_grad != freeze and torch.equal(layer.weight, vectors)
+
+
+@pytest.mark.parametrize("cls", [nn.Embedding, nn.StableEmbedding])
 def test_first_vectors(cls: Any) -> None:
     layer = cls(300, 100, padding_idx=7)
     bound = (6 / 400) ** 0.5

@@ -39,9 +39,10 @@ class Embedding(torch.nn.Embedding):
         _weight: Tensor | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        _freeze: bool = False,
     ) -> None:
         how = (padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
-        super().__init__(num_embeddings, embedding_dim, *how, _weight, device=device, dtype=dtype)
+        super().__init__(num_embeddings, embedding_dim, *how, _weight, _freeze, device, dtype)
         GlobalOptimManager.get_instance().register_module_override(self, "weight", {"optim_bits": 32})
 
     def reset_parameters(self) -> None:
@@ -69,9 +70,10 @@ class StableEmbedding(Embedding):
         _weight: Tensor | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        _freeze: bool = False,
     ) -> None:
         how = (padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
-        super().__init__(num_embeddings, embedding_dim, *how, _weight, device, dtype)
+        super().__init__(num_embeddings, embedding_dim, *how, _weight, device, dtype, _freeze)
         self.norm = torch.nn.LayerNorm(embedding_dim, device=device)
 
     def forward(self, input: Tensor) -> Tensor:
