@@ -312,6 +312,16 @@ def test_int8_codes_do_not_load_into_16_bit_weights(state_8bit: dict[str, Tensor
         nn.Linear8bitLt(128, 64).load_state_dict(state_8bit)
 
 
+@pytest.mark.parametrize("make", [lambda *shape: nn.Linear8bitLt(*shape, has_fp16_weights=False), nn.Embedding8bit])
+@pytest.mark.parametrize("assign", [False, True])
+def test_int8_codes_without_their_scales_are_no_values(make: Callable[..., torch.nn.Module], assign: bool) -> None:
+    codes = {key: value for key, value in make(128, 64).to("cpu").state_dict().items() if key in ("weight", "bias")}
+    layer = make(128, 64)
+    with pytest.raises(RuntimeError, match=r"weight: the checkpoint has a weight of torch.int8, but no statistics"):
+        layer.load_state_dict(codes, assign=assign)
+    assert layer.weight.is_floating_point()
+
+
 @pytest.mark.parametrize("make", [nn.LinearNF4, lambda *shape: nn.Linear8bitLt(*shape, has_fp16_weights=False)])
 def test_an_unquantized_weight_loads_before_the_first_move_only(
     make: Callable[..., torch.nn.Linear], device: torch.device

@@ -25,6 +25,11 @@ def named(error: ValueError, key: str, keys: Iterable[str]) -> str:
     return text if text.startswith((f"{key}.", *keys)) else f"{key}: {text}"
 
 
+def _integers(value: Any) -> bool:
+    # A weight that is not quantized would take codes for values.
+    return isinstance(value, Tensor) and not value.is_floating_point()
+
+
 class QuantizedLayer(KeepsStatistics):
     """A mixin for modules whose `weight` is a `QuantizedParameter`; it stands before the module's own class.
 
@@ -78,7 +83,7 @@ class QuantizedLayer(KeepsStatistics):
         if weight is None:
             return super()._load_from_state_dict(state_dict, prefix, *others)
         names = [name for name in weight.companion_names("weight") if prefix + name in state_dict]
-        if key not in state_dict or not (names or weight.quantized):
+        if key not in state_dict or not (names or weight.quantized or _integers(state_dict[key])):
             super()._load_from_state_dict(state_dict, prefix, *others)
             if self._quantized_weight() is None:  # assign=True has put a plain parameter in its place
                 self.weight = weight.replaced(self.weight.data)

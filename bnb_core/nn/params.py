@@ -22,6 +22,8 @@ P = TypeVar("P", bound="QuantizedParameter")
 
 _LOAD_FIRST = "the layer is quantized already: load an unquantized weight before the layer's first move to a device"
 
+_NO_STATISTICS = "the checkpoint has a weight of {}, but no statistics beside it"
+
 
 def _mover(device_type: str) -> Callable[..., Any]:
     def move(self: QuantizedParameter, device: Any = None, non_blocking: bool = False) -> Tensor:
@@ -300,7 +302,7 @@ class Params4bit(QuantizedParameter):
         self, data: Tensor, companions: Mapping[str, Tensor], device: torch.device | None = None
     ) -> Params4bit:
         if not companions:
-            raise ValueError(_LOAD_FIRST)
+            raise ValueError(_LOAD_FIRST if data.is_floating_point() else _NO_STATISTICS.format(data.dtype))
         state = QuantState.from_dict(companions, device or data.device)
         own = self.shape if self.quant_state is None else self.quant_state.shape
         if state.shape != own:
@@ -423,7 +425,7 @@ class Int8Params(QuantizedParameter):
         if self.has_fp16_weights:
             raise ValueError("the checkpoint holds int8 codes, but the layer has has_fp16_weights=True")
         if not companions:
-            raise ValueError(_LOAD_FIRST)
+            raise ValueError(_LOAD_FIRST if data.is_floating_point() else _NO_STATISTICS.format(data.dtype))
         if data.dtype != torch.int8:
             raise ValueError(f"the checkpoint has scales (SCB), but a weight of {data.dtype}, expected torch.int8")
         if data.shape != self.shape:
