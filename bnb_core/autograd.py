@@ -188,9 +188,10 @@ class _GroupedGemm4bit(torch.autograd.Function):
         shape: tuple[int, ...],
         blocksize: int,
         quant_type: str,
+        input_gradient: bool,
     ) -> Tensor:
-        nested = (absmax_8bit, absmax_code, absmax_offset)
-        return _ops.grouped_gemm_4bit.default(A, B, shape, absmax, blocksize, quant_type, ends, bias, *nested)
+        rest = (absmax_8bit, absmax_code, absmax_offset, input_gradient)
+        return _ops.grouped_gemm_4bit.default(A, B, shape, absmax, blocksize, quant_type, ends, bias, *rest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -201,18 +202,18 @@ class _GroupedGemm4bit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         grad_A = grad_bias = None
-        B, ends, absmax, *nested = ctx.saved_tensors
-        shape, blocksize, quant_type = ctx.weight
+        B, ends, *statistics = ctx.saved_tensors
+        shape, blocksize, quant_type, input_gradient = ctx.weight
         if ctx.needs_input_grad[0]:
-            weight = (B, shape, absmax, blocksize, quant_type)
-            grad_A = _ops.grouped_gemm_4bit.default(gradient, *weight, ends, None, *nested, True)
+            weight = (shape, blocksize, quant_type, not input_gradient)
+            grad_A = applied(_GroupedGemm4bit, gradient, B, None, ends, *statistics, *weight)
         if ctx.needs_input_grad[2]:
             # Rows of no group go to one more, which is dropped.
             rows = torch.arange(gradient.shape[0], device=ends.device, dtype=ends.dtype)
             sums = gradient.new_zeros(shape[0] + 1, shape[1], dtype=torch.float32)
-            sums.index_add_(0, torch.searchsorted(ends, rows, right=True), gradient.float())
+            sums.index_add_(0, torch.searchsorted(ends.contiguous(), rows, right=True), gradient.float())
             grad_bias = sums[:-1].to(ctx.bias_dtype)
-        return grad_A, None, grad_bias, *(None,) * 8
+        return grad_A, None, grad_bias, *(None,) * 9
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -234,7 +235,7 @@ def grouped_matmul_4bit(
     shape, blocksize, quant_type = quant_state.four_bit_format()
     absmax, *nested = quant_state.statistics()
     if _traced(A, bias):
-        return applied(_GroupedGemm4bit, A, B, bias, ends, absmax, *nested, tuple(shape), blocksize, quant_type)
+        return applied(_GroupedGemm4bit, A, B, bias, ends, absmax, *nested, tuple(shape), blocksize, quant_type, False)
     return _ops.grouped_gemm_4bit.default(A, B, tuple(shape), absmax, blocksize, quant_type, ends, bias, *nested)
 
 
@@ -288,7 +289,7 @@ class _Int8LinearOfWeight(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         A, W, bias, _ = inputs
-        ctx.save_for_backward(A, W)
+        ctx.save_for_backward(A if ctx.needs_input_grad[1] else None, W)
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod

@@ -49,7 +49,7 @@ def expected_of(experts: nn.Experts4bit, x: Tensor, index: Tensor, weights: Tens
     for row, chosen, share in zip(x.double(), index.tolist(), weights.double(), strict=True):
         parts = [torch.zeros(HIDDEN, dtype=torch.float64, device=x.device)]
         for expert, weight in zip(chosen, share, strict=True):
-            if expert < E:
+            if 0 <= expert < E:
                 biases = [layer.bias for layer in (experts.gate_up_proj, experts.down_proj)]
                 first, second = (0 if bias is None else bias[expert].double() for bias in biases)
                 gate, linear = (up[expert] @ row + first).chunk(2)
@@ -83,10 +83,29 @@ def test_one_dispatch_for_all_experts(device: torch.device) -> None:
     assert {op: n for (op, _, _), n in ops_registry.kernel_counts().items()} == {"grouped_gemm_4bit": 4}
 
 
+def test_second_derivatives(device: torch.device) -> None:
+    experts = nn.Experts4bit(E, HIDDEN, INNER).to(device)
+    x, index, weights = routed(9, 2, device)
+    second = []
+    for y in (experts(x, index, weights), expected_of(experts, x, index, weights)):
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        second.append(torch.autograd.grad(gradient.square().sum(), (x, weights)))
+    for found, expected in zip(*second, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.filterwarnings("error")
+def test_ends_of_any_strides(device: torch.device) -> None:
+    layer = nn.GroupedLinear4bit(2, 64, 3).to(device)
+    ends = torch.tensor([[1, 9], [3, 9]], device=device)[:, 0]
+    layer(torch.ones(4, 64, device=device), ends).sum().backward()
+    assert layer.bias.grad is not None and layer.bias.grad.tolist() == [[1.0] * 3, [2.0] * 3]
+
+
 def test_rows_without_experts(device: torch.device) -> None:
     experts = nn.Experts4bit(E, HIDDEN, INNER, bias=True).to(device)
     x, index, weights = routed(6, 2, device)
-    index[1], index[4, 0] = E, E
+    index[1], index[4, 0] = torch.tensor([E, -1]), E
     found = experts(x, index, weights)
     assert_close(found, expected_of(experts, x, index, weights), torch.float32)
     assert not found[1].any()

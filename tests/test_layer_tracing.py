@@ -394,6 +394,36 @@ def test_checkpointing(make: Make, reentrant: bool, device: torch.device) -> Non
     assert_close([y.detach(), *(t.grad for t in leaves)], expected)
 
 
+@over({name: make for name, make in LINEAR.items() if name not in ("outlier aware", "parametrized")})
+def test_second_derivatives(make: Make, device: torch.device) -> None:
+    """Those of a linear layer with the values of the weight: rounding counts as the identity."""
+    layer, plain = make().to(device), torch.nn.Linear(IN, OUT).to(device)
+    x = inputs(layer, device, 2, 3)
+    with torch.no_grad():
+        bias = layer(x.new_zeros(1, IN))[0]
+        trained = layer.weight.requires_grad
+        plain.weight.copy_(layer.weight if trained else (layer(torch.eye(IN, device=device)) - bias).t())
+        plain.bias.copy_(bias)
+    second = []
+    for module in (layer, plain):
+        leaves = [x, module.weight] if trained else [x]
+        (gradient,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+        second.append(torch.autograd.grad(gradient.square().sum(), leaves))
+    for found, expected in zip(*second, strict=True):
+        assert float((found - expected).norm() / expected.norm()) < 0.15
+
+
+@over({name: LINEAR[name] for name in ("int8 of a weight", "fp8 mixed", "fp8 global", "switchback")})
+def test_a_frozen_weight_keeps_no_activations(make: Make, device: torch.device) -> None:
+    layer = make().to(device)
+    layer.weight.requires_grad_(False)
+    x = inputs(layer, device, 2, 3)
+    saved: list[torch.Size] = []
+    with saved_tensors_hooks(lambda tensor: (saved.append(tensor.shape), tensor)[1], lambda tensor: tensor):
+        layer(x)
+    assert x.shape not in saved and layer.weight.shape in saved
+
+
 @over(LAYERS)
 def test_saved_tensor_hooks(make: Make, device: torch.device) -> None:
     layer = make().to(device)

@@ -102,6 +102,21 @@ def test_prepared_for_eval_it_computes_the_same_and_saves(kind: str, device: tor
 
 
 @each_kind
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_checkpoint_of_a_prepared_layer_prepares(kind: str, assign: bool, device: torch.device) -> None:
+    module, other = layer(kind, torch.float32, device), bnb_core.nn.SwitchBackLinear(48, 32, **KINDS[kind]).to(device)
+    module.prepare_for_eval()
+    x, before = torch.randn(4, 48, device=device), other.weight
+    saved = module.state_dict()
+    with pytest.raises(RuntimeError, match=r"SCB is torch.float32 \(31,\), expected torch.float32 \(32,\)"):
+        other.load_state_dict(saved | {"SCB": saved["SCB"][1:]}, assign=assign)
+    assert other.weight is before and before.requires_grad
+    other.load_state_dict(saved, assign=assign)
+    assert torch.equal(other(x), module(x))
+    assert all(torch.equal(tensor, saved[key]) for key, tensor in other.state_dict().items())
+
+
+@each_kind
 def test_no_rows_and_zeros(kind: str, device: torch.device) -> None:
     module = layer(kind, torch.float32, device)
     module(torch.zeros(0, 48, device=device)).sum().backward()

@@ -103,11 +103,12 @@ class Experts4bit(torch.nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """The weighted sum of what the chosen experts make of each row.
 
-        hidden_states: `[T, hidden_size]`. top_k_index: int64 `[T, k]`, the experts of each row; num_experts and above
-        for none. top_k_weights: `[T, k]`. Returns `[T, hidden_size]`, summed in a fixed order.
+        hidden_states: `[T, hidden_size]`. top_k_index: int64 `[T, k]`, the experts of each row; negative, or
+        num_experts and above, for none. top_k_weights: `[T, k]`. Returns `[T, hidden_size]`, summed in a fixed order.
         """
         rows, chosen = top_k_index.shape
-        by_expert, order = top_k_index.flatten().sort(stable=True)
+        index = torch.where(top_k_index < 0, self.num_experts, top_k_index)
+        by_expert, order = index.flatten().sort(stable=True)
         ends = torch.searchsorted(by_expert, torch.arange(self.num_experts, device=order.device), right=True)
         hidden = self.activation(self.gate_up_proj(hidden_states[order // chosen], ends))
         result = self.down_proj(hidden, ends)

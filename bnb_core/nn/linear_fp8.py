@@ -39,6 +39,26 @@ def _rounded_as_a_whole(x: Tensor, code: Tensor) -> Tensor:
     return (dequantize_no_absmax(codes, code) * scale).to(x.dtype)
 
 
+class _Rounded(torch.autograd.Function):
+    """`_rounded`, whose gradient is that of the identity."""
+
+    @staticmethod
+    def forward(x: Tensor, code: Tensor, blocksize: int | None) -> Tensor:
+        return _rounded(x, code, blocksize)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        return vmap_rule(_Rounded, False, info, in_dims, args)
+
+
 class _Product(torch.autograd.Function):
     """`A @ W.T` of rounded operands. blocksizes: for rows as long as those of A, and of the result; None: tensors."""
 
@@ -50,7 +70,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         A, W, ctx.codes, ctx.blocksizes = inputs
-        ctx.save_for_backward(A, W)
+        ctx.save_for_backward(A if ctx.needs_input_grad[1] else None, W)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -58,11 +78,11 @@ class _Product(torch.autograd.Function):
         grad_A = grad_W = None
         if ctx.needs_input_grad[0]:
             along_out = ctx.blocksizes[1] if ctx.blocksizes else None
-            grad_A = _rounded(gradient, ctx.codes[1], along_out) @ W
+            grad_A = applied(_Rounded, gradient, ctx.codes[1], along_out) @ W
         if ctx.needs_input_grad[1]:
             rows = A.reshape(-1, A.shape[-1])
             if ctx.blocksizes is None:
-                rows = _rounded(rows, ctx.codes[1], None)
+                rows = applied(_Rounded, rows, ctx.codes[1], None)
             grad_W = gradient.reshape(-1, gradient.shape[-1]).t() @ rows
         return grad_A, grad_W, None, None
 

@@ -43,14 +43,15 @@ class _SwitchBack(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         A, W, bias, ctx.row_wise, rows, row_scales = inputs
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.save_for_backward(W, *((A,) if rows is None else (rows, row_scales)))
+        kept = (A,) if rows is None else (rows, row_scales)
+        ctx.save_for_backward(W, *(kept if ctx.needs_input_grad[1] else ()))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         W, *kept = ctx.saved_tensors
         grad_A = grad_W = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_A = _ops.int8_linear.default(gradient, *_quantized(W.t().contiguous(), ctx.row_wise))
+            grad_A = applied(_SwitchBack, gradient, W.t().contiguous(), None, ctx.row_wise, None, None)
         if ctx.needs_input_grad[1]:
             A = kept[0] if len(kept) == 1 else _ops.int8_vectorwise_dequant.default(*kept).to(gradient.dtype)
             grad_W = product(rows_of(gradient).mT, rows_of(A)).to(W.dtype)
@@ -68,10 +69,11 @@ class SwitchBackLinear(QuantizedLayer, torch.nn.Linear):
 
     vector_wise_quantization: the weight has a scale for each row, and its transpose in the backward pass one for each
     column; else one for all. mem_efficient: the int8 codes of the input are kept for the backward pass, in its place;
-    not under vmap.
+    not under vmap, and second derivatives lack what goes through the input.
 
     The input is `[…, in_features]` in fp32, fp16 or bf16, the output in the same dtype; rows of input and gradient have
-    scales of their own. Input, weight and bias have gradients.
+    scales of their own. Input, weight and bias have gradients. A checkpoint of a layer after `prepare_for_eval` makes
+    that of a layer before it.
     """
 
     weight: Any  # an ordinary parameter, until prepare_for_eval
@@ -96,13 +98,22 @@ class SwitchBackLinear(QuantizedLayer, torch.nn.Linear):
         codes, scales = _quantized(self.weight, self.vector_wise_quantization)
         self.weight = Int8Params(codes, requires_grad=False, SCB=scales)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        weight = self.weight
+        prepares = prefix + "SCB" in state_dict and not isinstance(weight, Int8Params)
+        if prepares:
+            self.weight = Int8Params(weight.data, requires_grad=False)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if prepares and not self.weight.quantized:  # it was refused
+            self.weight = weight
+
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self._operand("weight"), self._operand("bias")
         scales = getattr(weight, "SCB", None)
         if scales is not None:
             return int8_linear(x, weight, scales, bias, threshold=0.0)
         rows = row_scales = None
-        if self.mem_efficient:
+        if self.mem_efficient and torch.is_grad_enabled():
             rows, row_scales, _ = _ops.int8_vectorwise_quant.default(x.detach())
         out: Tensor = applied(_SwitchBack, x, weight, bias, self.vector_wise_quantization, rows, row_scales)
         return out
