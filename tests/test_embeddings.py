@@ -132,8 +132,9 @@ def test_casts_keep_the_bits(make: Any, change: Any, device: torch.device) -> No
 
 
 @pytest.mark.parametrize("cls", [nn.Embedding, nn.StableEmbedding])
-def test_optimizer_state_of_embeddings_stays_in_32_bits(cls: Any, device: torch.device) -> None:
-    layer, other = cls(100, 64, device=device), torch.nn.Embedding(100, 64, device=device)
+@pytest.mark.parametrize("way", [lambda layer: layer, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_optimizer_state_of_embeddings_stays_in_32_bits(cls: Any, way: Any, device: torch.device) -> None:
+    layer, other = way(cls(100, 64, device=device)), torch.nn.Embedding(100, 64, device=device)
     optimizer = optim.AdamW8bit([*layer.parameters(), *other.parameters()], min_8bit_size=100)
     (layer(indices(device, 8)).sum() + other(indices(device, 8)).sum()).backward()
     optimizer.step()
