@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bnb_core.backends.reference import blockwise, fourbit, int8, optimizer, product, statistics
 from bnb_core.ops_registry import OPTIMIZER_STATES
 from bnb_core.ops_registry.codebooks import FOUR_BIT, dynamic_map, fp8_map, linear_map
+from bnb_core.ops_registry.precision import full_fp32
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 NAN_BITS = 0x7FC00000
@@ -380,7 +381,7 @@ def test_precision_settings_of_backends_come_back() -> None:
     try:
         backends.fp32_precision = "tf32"
         matmul.fp32_precision = "none"
-        with product.full_fp32():
+        with full_fp32():
             assert matmul.fp32_precision == "ieee"
         assert matmul.fp32_precision == "tf32"
         backends.fp32_precision = "ieee"
@@ -879,7 +880,7 @@ def test_full_precision_lasts_until_the_last_thread_leaves() -> None:
             return torch.get_float32_matmul_precision() if newer is None else newer
 
         before = setting()
-        first, second = product.full_fp32(), product.full_fp32()
+        first, second = full_fp32(), full_fp32()
         first.__enter__()
         full = setting()
         second.__enter__()

@@ -12,6 +12,7 @@ from torch import Tensor
 from bnb_core.ops_registry.checks import ceil_div
 from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
 from bnb_core.ops_registry.groups import group_rows
+from bnb_core.ops_registry.precision import full_fp32
 
 from .blockwise import Blockwise
 from .levels import at_each_level
@@ -150,7 +151,8 @@ class FourBit:
             if input_gradient:
                 values = self.dequantize_4bit(weight, scales, blocksize, quant_type, (N, K), A.dtype)
                 # A product that is told where to write is left alone by autocast.
-                torch.mm(A[rows].detach(), values, out=result[rows])
+                with full_fp32():
+                    torch.mm(A[rows].detach(), values, out=result[rows])
             else:
                 own_bias = None if bias is None else bias[group]
                 part = (weight, (N, K), scales, blocksize, quant_type, own_bias)
