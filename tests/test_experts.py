@@ -94,6 +94,27 @@ def test_second_derivatives(device: torch.device) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_a_gradient_in_fp32_is_computed_as_such(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """Also where the process allows less, as it then does on processors with products in bf16."""
+    matmul, mm = torch.backends.mkldnn.matmul, torch.mm
+    settings: set[str] = set()
+
+    def watched(*args: Any, **options: Any) -> Tensor:
+        settings.add(getattr(matmul, "fp32_precision", None) or torch.get_float32_matmul_precision())
+        return mm(*args, **options)
+
+    layer = nn.GroupedLinear4bit(2, 64, 3).to(device)
+    x, ends = torch.ones(4, 64, device=device, requires_grad=True), torch.tensor([1, 4], device=device)
+    y = layer(x, ends).sum()
+    monkeypatch.setattr(torch, "mm", watched)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        y.backward()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert settings <= {"ieee", "none", "highest"}
+
+
 @pytest.mark.filterwarnings("error")
 def test_ends_of_any_strides(device: torch.device) -> None:
     layer = nn.GroupedLinear4bit(2, 64, 3).to(device)
@@ -161,6 +182,15 @@ def test_refusals(device: torch.device) -> None:
     for ends in ([2, 1], [1, 3], [-1, 2]):
         with pytest.raises(IndexError, match=r"ends is \[.*\], expected ascending ones up to 2, the rows of A"):
             layer(torch.ones(2, 64, device=device), torch.tensor(ends, device=device))
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_sizes_that_do_not_belong_together(wrong: int, device: torch.device) -> None:
+    experts = nn.Experts4bit(E, HIDDEN, INNER).to(device)
+    args = list(routed(6, 2, device))
+    args[wrong] = args[wrong][:, :1] if wrong == 2 else args[wrong][:3]
+    with pytest.raises(ValueError, match=r"hidden_states has shape .*, expected \[T, hidden_size\], \[T, k\] and"):
+        experts(*args)
 
 
 @needs_one_graph

@@ -312,6 +312,19 @@ def test_int8_codes_do_not_load_into_16_bit_weights(state_8bit: dict[str, Tensor
         nn.Linear8bitLt(128, 64).load_state_dict(state_8bit)
 
 
+@pytest.mark.parametrize("make", [nn.LinearNF4, lambda *shape: nn.Linear8bitLt(*shape, has_fp16_weights=False)])
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("assign", [False, True])
+def test_loaded_in_inference_mode_it_has_gradients(
+    make: Callable[..., torch.nn.Module], quantized: bool, assign: bool, device: torch.device
+) -> None:
+    state, layer = make(128, 64).to(device).state_dict(), make(128, 64)
+    layer = layer.to(device) if quantized or assign else layer
+    with torch.inference_mode():
+        layer.load_state_dict(state, assign=assign)
+    layer.to(device)(torch.randn(2, 128, device=device, requires_grad=True)).sum().backward()
+
+
 @pytest.mark.parametrize("make", [lambda *shape: nn.Linear8bitLt(*shape, has_fp16_weights=False), nn.Embedding8bit])
 @pytest.mark.parametrize("assign", [False, True])
 def test_int8_codes_without_their_scales_are_no_values(make: Callable[..., torch.nn.Module], assign: bool) -> None:

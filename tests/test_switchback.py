@@ -101,6 +101,13 @@ def test_prepared_for_eval_it_computes_the_same_and_saves(kind: str, device: tor
     assert torch.equal(fresh(x), want)
 
 
+def test_prepared_in_inference_mode_it_has_gradients(device: torch.device) -> None:
+    module = layer("global", torch.float32, device)
+    with torch.inference_mode():
+        module.prepare_for_eval()
+    module(torch.randn(4, 48, device=device, requires_grad=True)).sum().backward()
+
+
 @each_kind
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_checkpoint_of_a_prepared_layer_prepares(kind: str, assign: bool, device: torch.device) -> None:

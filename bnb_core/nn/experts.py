@@ -105,8 +105,15 @@ class Experts4bit(torch.nn.Module):
 
         hidden_states: `[T, hidden_size]`. top_k_index: int64 `[T, k]`, the experts of each row; negative, or
         num_experts and above, for none. top_k_weights: `[T, k]`. Returns `[T, hidden_size]`, summed in a fixed order.
+
+        Raises ValueError where the sizes do not belong together.
         """
         rows, chosen = top_k_index.shape
+        if rows != hidden_states.shape[0] or top_k_weights.shape != top_k_index.shape:
+            raise ValueError(
+                f"hidden_states has shape {tuple(hidden_states.shape)}, top_k_index {tuple(top_k_index.shape)} and "
+                f"top_k_weights {tuple(top_k_weights.shape)}, expected [T, hidden_size], [T, k] and [T, k]"
+            )
         index = torch.where(top_k_index < 0, self.num_experts, top_k_index)
         by_expert, order = index.flatten().sort(stable=True)
         ends = torch.searchsorted(by_expert, torch.arange(self.num_experts, device=order.device), right=True)

@@ -25,6 +25,13 @@ def named(error: ValueError, key: str, keys: Iterable[str]) -> str:
     return text if text.startswith((f"{key}.", *keys)) else f"{key}: {text}"
 
 
+@contextmanager
+def _no_inference() -> Iterator[None]:
+    """Tensors made in inference mode could not be saved for a backward pass, ever."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def _integers(value: Any) -> bool:
     # A weight that is not quantized would take codes for values.
     return isinstance(value, Tensor) and not value.is_floating_point()
@@ -98,7 +105,8 @@ class QuantizedLayer(KeepsStatistics):
             if weight is self._kept or is_sharded(value):
                 self._load_stand_in(value, companions, assign)
                 return None
-            loaded = weight.from_checkpoint(value, companions)
+            with _no_inference():
+                loaded = weight.from_checkpoint(value, companions)
         except ValueError as error:
             error_msgs.append(named(error, key, companions))
             return None
@@ -107,12 +115,12 @@ class QuantizedLayer(KeepsStatistics):
         elif weight.is_meta and not loaded.is_meta:
             warnings.warn(f"{key} is on meta, where nothing can be copied to: load with assign=True", stacklevel=2)
         else:
-            moved = loaded.to(weight.device)
-            own = copy.deepcopy(loaded) if moved is loaded else moved
-            data = own.data
-            if (data.shape, data.dtype) == (weight.shape, weight.dtype) and not weight.is_inference():
-                with torch.no_grad():  # in place, since the codes may be a view of a flat parameter
-                    data = weight.copy_(data).data
+            with _no_inference():
+                moved = loaded.to(weight.device)
+                own = copy.deepcopy(loaded) if moved is loaded else moved
+                data = own.data
+                if (data.shape, data.dtype) == (weight.shape, weight.dtype) and not weight.is_inference():
+                    data = weight.copy_(data).data  # in place, since the codes may be a view of a flat parameter
             self._parameters["weight"] = weight.adopt(data, False, **own.__dict__)
         return None
 

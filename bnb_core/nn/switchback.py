@@ -92,6 +92,7 @@ class SwitchBackLinear(QuantizedLayer, torch.nn.Linear):
         self.vector_wise_quantization = vector_wise_quantization
         self.mem_efficient = mem_efficient
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def prepare_for_eval(self) -> None:
         """Quantizes the weight for good: a quarter or half of its memory, and no gradient any more."""
