@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -91,6 +93,17 @@ def test_layers_that_share_a_weight_hide_none_of_the_others(device: torch.device
     third(input=second(first(input=torch.randn(5, 64, device=device))))
     assert tracer.get_outliers(first.weight) is not None
     assert tracer.get_outliers(third.weight).tolist() == [11]  # type: ignore[union-attr]
+    assert not any(layer._forward_pre_hooks for layer in model)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_model_that_is_traced_has_the_same_tracer(way: Any) -> None:
+    model, tracer = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), OutlierTracer.get_instance()
+    tracer.initialize(model)
+    again = way(model)
+    for each in (again, model):
+        each(torch.randn(5, 8))
+        assert all(tracer.get_outliers(layer.weight) is not None for layer in each)
     assert not any(layer._forward_pre_hooks for layer in model)
 
 

@@ -57,6 +57,10 @@ class OutlierTracer:
             cls._instance._forget()
         return cls._instance
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies of a model have copies of its hooks.
+        return type(self).get_instance, ()
+
     def _forget(self) -> None:
         self._found: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._hooks: WeakKeyDictionary[nn.Module, RemovableHandle] = WeakKeyDictionary()
