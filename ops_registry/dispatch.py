@@ -22,7 +22,7 @@ __all__ = ["define_all", "register_kernels", "unregister_kernel"]
 # Operators have no gradient of their own (`bnb_core.autograd` gives them one): what a kernel does is not recorded, it
 # may write to a leaf, and a result is not known as a view of what the kernel had in between, which torch would refuse
 # to change in place. Entering takes 0.7 µs, saved where there is nothing to record and nothing to write, but not for
-# the reference, which returns views.
+# kernels in torch's operations, which return views.
 _unseen_by_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 
 # The choices of the signatures that passed their check, by operator and device; at most so many for each, because some
@@ -142,7 +142,7 @@ def _entry(
                 known[key] = choice
         kernel = choice.always or choice.plan.ask(choice, args[: len(op.parameters)])
         choice.plan.calls[kernel.name] += 1
-        if not (key[0] or written or kernel.is_reference):
+        if kernel.is_native and not (key[0] or written):
             return kernel.function(*args)
         with _unseen_by_autograd():
             result = run(op, kernel, args)

@@ -1,7 +1,8 @@
 """The kernel table: which functions can compute an operator on a device, in which order, within which limits.
 
 A row is a `Kernel`. A backend lists its rows in a tuple `KERNELS`; discovery adds them here. Rows of a (op, device)
-stand best first: by `priority`, then in the order they were added; rows for any device (the reference) come last.
+stand best first: by `priority`, then in the order they were added; then one composed of other operators, where the
+device has kernels for those; rows for any device (the reference) come last.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import importlib
 import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
+from .compositions import COMPOSED, COMPOSITIONS
 from .op import OPS
 from .signature import READ
 from .tolerance import Tolerance
@@ -66,6 +68,11 @@ class Kernel:
     @cached_property
     def is_reference(self) -> bool:
         return self.device == ANY_DEVICE
+
+    @cached_property
+    def is_native(self) -> bool:
+        """True for a backend's own; the reference and what is composed are in torch's operations."""
+        return not self.is_reference and self.name != COMPOSED
 
     @property
     def origin(self) -> str:
@@ -124,7 +131,21 @@ def rows(op: str | None = None) -> tuple[Kernel, ...]:
 def kernels_for(op: str, device: str) -> tuple[Kernel, ...]:
     """The rows that can serve `op` on a device type, best first, the reference last."""
     found = [k for k in _rows.get(op, ()) if k.device in (device, ANY_DEVICE)]
-    return tuple(sorted(found, key=lambda k: (k.is_reference, -k.priority)))
+    own = sorted((k for k in found if not k.is_reference), key=lambda k: -k.priority)
+    if op in COMPOSITIONS and all(_has_kernel(need, device) for need in COMPOSITIONS[op].needs):
+        own.append(_composed(op, device))
+    return (*own, *(k for k in found if k.is_reference))
+
+
+def _has_kernel(op: str, device: str) -> bool:
+    return any(k.device == device and k.unavailable is None for k in _rows.get(op, ()))
+
+
+@cache
+def _composed(op: str, device: str) -> Kernel:
+    module = "bnb_core.backends.reference.composed"
+    why_not = f"{module}:why_not_{op}" if COMPOSITIONS[op].limited else None
+    return Kernel(op=op, device=device, name=COMPOSED, fn=f"{module}:{op}", why_not=why_not)
 
 
 def add_row(kernel: Kernel) -> None:
@@ -137,6 +158,8 @@ def add_row(kernel: Kernel) -> None:
     if kernel.op not in OPS:
         raise ValueError(f"kernel {kernel.name} is for an operator {kernel.op!r} that does not exist")
     op = OPS[kernel.op]
+    if kernel.name == COMPOSED:
+        raise ValueError(f"kernel {kernel.op} on {kernel.device} has the name of what is composed of other operators")
     if (kernel.device == ANY_DEVICE) != (kernel.name == REFERENCE):
         raise ValueError(f"kernel {kernel.name} is for device {kernel.device}, but {ANY_DEVICE} is {REFERENCE}'s alone")
     for key in kernel.limits:

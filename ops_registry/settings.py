@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .compositions import COMPOSED
 from .kernels import rows
 
 __all__ = ["fallback", "force", "new_epoch", "refuse_unknown_names", "settings"]
@@ -71,9 +72,9 @@ class _Setting:
 def force(*names: str) -> _Setting:
     """Context manager: operators that have a kernel of one of these names run it, for the whole process.
 
-    `"reference"` forces the reference on every device. An operator without a kernel of a forced name chooses as usual;
-    a forced kernel that refuses its inputs raises RuntimeError with its reason. `BNB_CORE_FORCE` (names separated by
-    commas) does the same from the start of the process.
+    `"reference"` forces the reference on every device, `"composed"` what is composed of other operators. An operator
+    without a kernel of a forced name chooses as usual; a forced kernel that refuses its inputs raises RuntimeError with
+    its reason. `BNB_CORE_FORCE` (names separated by commas) does the same from the start of the process.
 
     Raises ValueError for a name that no kernel has, RuntimeError inside a compiled region.
     """
@@ -98,7 +99,7 @@ def fallback(policy: str) -> _Setting:
 
 def refuse_unknown_names(names: Sequence[str], hint: str = "") -> None:
     """Raises ValueError for kernel names that no row has; `hint` ends the sentence."""
-    known = dict.fromkeys(kernel.name for kernel in rows())
+    known = dict.fromkeys((*(kernel.name for kernel in rows()), COMPOSED))
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"no kernel is named {', '.join(unknown)}; known are {', '.join(known)}{hint}")

@@ -53,7 +53,7 @@ def record(file: Path, level: Level = "quick", each: int | None = None) -> None:
     """Writes every case of the operators that have a native kernel, or `each` of each, evenly spaced."""
     found = []
     for op in OPS.values():
-        rows = [kernel.name for kernel in kernels_for(op.name, "cpu") if not kernel.is_reference]
+        rows = [kernel.name for kernel in kernels_for(op.name, "cpu") if kernel.is_native]
         cases = list(op.each_case("cpu", level)) if rows else []
         for case in cases[:: max(1, len(cases) // (each or len(cases) or 1))]:
             args = op.complete(case.args)

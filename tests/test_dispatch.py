@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -513,3 +514,71 @@ def test_a_result_made_without_gradients_may_be_changed_with_them(device: torch.
         result = torch.ops.bnb_core.gemm_4bit(torch.ones(3, 64, device=device), packed, (2, 64), absmax, 64, "nf4")
     result.add_(trained).sum().backward()
     assert trained.grad is not None and trained.grad.tolist() == [3, 3]
+
+
+# -- composed of other operators ---------------------------------------------------------------------------------------
+
+
+def names(op: str, device: str) -> list[str]:
+    return [kernel.name for kernel in ops_registry.kernels_for(op, device)]
+
+
+def test_a_device_with_kernels_for_the_parts_has_the_whole() -> None:
+    part = Kernel(op="dequantize_4bit", device="xpu", name="toy/xpu", fn=print)
+    products = ("gemm_4bit", "grouped_gemm_4bit", "embedding_4bit")
+    assert [names(op, "xpu") for op in products] == [["reference"]] * 3
+    with registered(part):
+        assert [names(op, "xpu") for op in products] == [["composed", "reference"]] * 3
+        own = Kernel(op="gemm_4bit", device="xpu", name="toy/own", fn=print)
+        with registered(own):
+            assert names("gemm_4bit", "xpu") == ["toy/own", "composed", "reference"]
+    assert [names(op, "xpu") for op in products] == [["reference"]] * 3
+
+
+def test_all_parts_are_needed() -> None:
+    coded = [
+        Kernel(op=op, device="xpu", name="toy/xpu", fn=print) for op in ("quantize_blockwise", "dequantize_blockwise")
+    ]
+    with registered(coded[0]):
+        assert names("optimizer_step_8bit_blockwise", "xpu") == ["reference"]
+        with registered(coded[1]):
+            assert names("optimizer_step_8bit_blockwise", "xpu") == ["composed", "reference"]
+    never = Kernel(op="dequantize_4bit", device="xpu", name="toy/xpu", fn=print, unavailable="this device is a toy")
+    with registered(never):
+        assert names("gemm_4bit", "xpu") == ["reference"]
+
+
+def test_what_is_composed_calls_the_kernels_of_the_device_and_is_no_fallback() -> None:
+    W, x = torch.randn(8, 64), torch.randn(2, 64)
+    packed, absmax = torch.ops.bnb_core.quantize_4bit(W, 64, "nf4", torch.uint8)
+    reference = importlib.import_module("bnb_core.backends.reference.fourbit")
+    decoded = []
+
+    def dequantize_4bit(A, absmax, blocksize, quant_type, shape, dtype, out=None):  # type: ignore[no-untyped-def]
+        decoded.append(tuple(shape))
+        return reference.dequantize_4bit(A, absmax, blocksize, quant_type, shape, dtype)
+
+    with registered(Kernel(op="dequantize_4bit", device="cpu", name="toy/a", fn=dequantize_4bit, priority=99)):
+        ops_registry.reset_kernel_counts()
+        with bnb_core.fallback("error"), bnb_core.force("composed"):
+            got = torch.ops.bnb_core.gemm_4bit(x, packed, (8, 64), absmax, 64, "nf4")
+            rows = torch.ops.bnb_core.embedding_4bit(
+                torch.tensor([5, 0]), packed, (8, 64), absmax, 64, "nf4", torch.float32
+            )
+        assert decoded == [(8, 64), (2, 64)]
+        assert ops_registry.kernel_counts()["gemm_4bit", "cpu", "composed"] == 1
+    weight = reference.dequantize_4bit(packed, absmax, 64, "nf4", (8, 64), torch.float32)
+    torch.testing.assert_close(got, x @ weight.t())
+    assert torch.equal(rows, weight[[5, 0]])
+
+
+def test_what_is_composed_refuses_with_its_reason() -> None:
+    packed, absmax = torch.ops.bnb_core.quantize_4bit(torch.randn(8, 40), 64, "nf4", torch.uint8)
+    args = (torch.tensor([1]), packed, (8, 40), absmax, 64, "nf4", torch.float32)
+    with bnb_core.force("composed"), pytest.raises(RuntimeError, match="needs rows of whole blocks of 64, got shapeB"):
+        torch.ops.bnb_core.embedding_4bit(*args)
+
+
+def test_its_name_is_taken() -> None:
+    with pytest.raises(ValueError, match="kernel gemm_4bit on cpu has the name of what is composed of other operators"):
+        ops_registry.register_kernels([Kernel(op="gemm_4bit", device="cpu", name="composed", fn=print)])

@@ -205,7 +205,7 @@ def activations(dtype: torch.dtype) -> Tensor:
 
 
 def has_native(op: str) -> bool:
-    return any(not kernel.is_reference for kernel in kernels_for(op, "cpu"))
+    return any(kernel.is_native for kernel in kernels_for(op, "cpu"))
 
 
 @pytest.mark.skipif(LEVEL != "full", reason="seconds and gigabytes a case: BNB_CORE_TEST_LEVEL=full")

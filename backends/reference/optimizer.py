@@ -152,12 +152,14 @@ class CodedState:
         size = self.blocksize or shape.numel()
         return [dequantize_blockwise(q, scale, self.code, size, torch.float32) for q, scale in self._parts(shape)]
 
+    def _coded(self, moment: torch.Tensor, blocksize: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return encode(moment.reshape(-1), decision_table(self.code), blocksize)
+
     def store(self, moments: Moments, untouched: torch.Tensor | None) -> None:
         """A block in which all elements are `untouched` keeps codes and scale: to code it again could change them."""
         shape = moments[0].shape
         size = self.blocksize or shape.numel()
-        table = decision_table(self.code)
-        coded = [encode(m.reshape(-1), table, size) for m in moments]
+        coded = [self._coded(m, size) for m in moments]
         if untouched is not None:
             touched = as_blocks(~untouched.reshape(-1), size).any(dim=1)
             each = touched.repeat_interleave(size)[: untouched.numel()]

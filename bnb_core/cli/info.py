@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnb_core._version import __version__
-from bnb_core.ops_registry import OPS, backends, devices, kernels_for
+from bnb_core.ops_registry import OPS, Kernel, backends, devices, kernels_for
 
 from .console import available_devices, console, facts, table
 
@@ -80,7 +80,7 @@ def _backends() -> Table:
 
 
 def _kernels() -> Table:
-    """First choices of this machine; the reference, which every device has, is dimmed."""
+    """First choices of this machine: native, composed of other operators, or the reference, which is dimmed."""
     here = available_devices()
     found = table("First kernel of each operator, by device")
     found.add_column("operator", no_wrap=True)
@@ -89,5 +89,9 @@ def _kernels() -> Table:
         found.add_column(device if device in here else f"{device}\n[dim]not here[/]")
     for op in OPS:
         first = [next(k for k in kernels_for(op, device) if k.unavailable is None) for device in columns]
-        found.add_row(op, *(Text(kernel.name, "dim" if kernel.is_reference else "green") for kernel in first))
+        found.add_row(op, *(Text(kernel.name, _style(kernel)) for kernel in first))
     return found
+
+
+def _style(kernel: Kernel) -> str:
+    return "green" if kernel.is_native else "dim" if kernel.is_reference else "yellow"
