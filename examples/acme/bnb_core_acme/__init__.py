@@ -1,0 +1,1 @@
+"""A backend of bnb_core for `acme`, a simulated accelerator."""

@@ -1,0 +1,123 @@
+"""The simulated accelerator: tensors in the host's memory with another device's name, computed by the CPU.
+
+A tensor changes its device by a new label in the header of its DLPack capsule; the memory is shared. Every operation of
+torch goes through `_on_host`, which relabels tensors on the way in and out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import backend_registration
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = ["COUNT", "NAME", "on_device", "on_host", "start"]
+
+NAME, COUNT = "acme", 2
+
+# Device types of DLPack; torch takes the second for PrivateUse1.
+_CPU, _EXTENSION = 1, 12
+
+_pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor of the CPU."""
+    return _relabelled(tensor, _CPU, 0)
+
+
+def on_device(tensor: Tensor, index: int) -> Tensor:
+    """The same memory as a tensor of a device."""
+    return _relabelled(tensor, _EXTENSION, index)
+
+
+def _relabelled(tensor: Tensor, kind: int, index: int) -> Tensor:
+    capsule = torch._C._to_dlpack(tensor.detach())
+    # DLManagedTensor begins with a pointer to the data; then come the device's type and index.
+    header = (ctypes.c_int32 * 2).from_address(_pointer_of(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p))
+    header[0], header[1] = kind, index
+    return torch._C._from_dlpack(capsule)
+
+
+def _is_here(value: Any) -> bool:
+    return isinstance(value, (Tensor, torch.device)) and _place(value).type == NAME
+
+
+def _place(value: Any) -> torch.device:
+    place: torch.device = value.device if isinstance(value, Tensor) else value
+    return place
+
+
+def _on_host(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """An operation of torch on aliases of its tensors."""
+    index = next((_place(value).index or 0 for value in tree_leaves((args, kwargs)) if _is_here(value)), 0)
+    aliases: list[tuple[Tensor, Tensor]] = []
+    written: list[tuple[Tensor, Tensor]] = []
+
+    def enter(value: Any, argument: Any) -> Any:
+        if not _is_here(value):
+            # A number in the place of a tensor comes as a number.
+            number = isinstance(value, (int, float)) and str(argument.type) == "Tensor"
+            return torch.tensor(value) if number else value
+        if isinstance(value, torch.device):
+            return torch.device("cpu")
+        alias = on_host(value)
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            # A result may be resized, which memory that another tensor owns cannot.
+            alias = alias.clone()
+            written.append((alias, value))
+        aliases.append((alias, value))
+        return alias
+
+    def leave(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        own = next((own for alias, own in aliases if alias is value), None)
+        return on_device(value, index) if own is None else own
+
+    named = {argument.name: argument for argument in op._schema.arguments}
+    args = [tree_map(partial(enter, argument=a), value) for value, a in zip(args, named.values(), strict=False)]
+    kwargs = {name: tree_map(partial(enter, argument=named[name]), value) for name, value in kwargs.items()}
+    result = op(*args, **kwargs)
+    for alias, own in written:
+        if alias.shape == own.shape:
+            on_host(own).copy_(alias)
+        else:
+            own.data = on_device(alias, index)
+    return tree_map(leave, result)
+
+
+def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    host = on_host(target) if _is_here(target) else target
+    host.copy_(on_host(source) if _is_here(source) else source)
+    return target
+
+
+_libraries: list[torch.library.Library] = []
+
+
+def start() -> None:
+    """Makes the device known to torch, once. Raises ImportError where torch is older than 2.9."""
+    if _libraries:
+        return
+    setup = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+    if setup is None:
+        raise ImportError(f"torch {torch.__version__} has no accelerators in Python, expected 2.9 or newer")
+
+    class Device(backend_registration._DummyBackendModule):  # type: ignore[misc]  # torch's, not typed
+        def device_count(self) -> int:
+            return COUNT
+
+        def get_amp_supported_dtype(self) -> list[torch.dtype]:
+            return [torch.float16, torch.bfloat16]
+
+    setup(NAME, backend_module=Device())
+    everything, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+    everything.fallback(_on_host, "PrivateUse1")
+    aten.impl("_copy_from", _copy_from, "PrivateUse1")
+    _libraries.extend((everything, aten))
