@@ -95,8 +95,15 @@ class QuantState:
 
     @property
     def nested(self) -> bool:
-        """True where the scales are quantized too."""
+        """True where the scales are quantized too. False can be set once `absmax` has them dequantized."""
         return self.state2 is not None
+
+    @nested.setter
+    def nested(self, nested: bool) -> None:
+        if nested and not self.nested:
+            raise ValueError("nested statistics are an offset and a state2: set those")
+        if not nested:
+            self.offset = self.state2 = None
 
     def scales(self) -> Tensor:
         """The scales, fp32 `[blocks]`, dequantized where they are nested."""

@@ -686,3 +686,16 @@ def test_state_lists_its_keys(state: Any) -> None:
     assert bnb_core.QuantState.valid_quant_types == ("fp4", "nf4")
     assert bnb_core.QuantState.valid_qs_type_keys == ["bitsandbytes__fp4", "bitsandbytes__nf4"]
     assert set(state.as_dict()) <= set(bnb_core.QuantState.valid_qs_keys)
+
+
+def test_nested_scales_are_dequantized_in_place(device: torch.device) -> None:
+    """As loaders of others do that want fp32 scales."""
+    W = torch.randn(48, 128, device=device)
+    packed, state = F.quantize_4bit(W, compress_statistics=True, quant_type="nf4")
+    want = F.dequantize_4bit(packed, state)
+    state.absmax = F.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    state.nested = False
+    assert state.offset is None and state.state2 is None
+    assert torch.equal(F.dequantize_4bit(packed, state), want)
+    with pytest.raises(ValueError, match="nested statistics are an offset and a state2"):
+        state.nested = True

@@ -33,6 +33,9 @@ class Linear4bit(QuantizedLayer, torch.nn.Linear):
 
     weight: Params4bit
 
+    # Read by subclasses with a forward of their own: an input sets no compute_dtype here.
+    compute_type_is_set = True
+
     def __init__(
         self,
         input_features: int,
@@ -55,8 +58,18 @@ class Linear4bit(QuantizedLayer, torch.nn.Linear):
 
     @property
     def quant_state(self) -> QuantState | None:
-        """The statistics of the weight; None before it is quantized."""
+        """The statistics of the weight; None before it is quantized. They can be set; None leaves what is there."""
         return getattr(self.weight, "quant_state", None)
+
+    @quant_state.setter
+    def quant_state(self, state: QuantState | None) -> None:
+        if state is not None and state is not self.quant_state:
+            self.weight = self.weight.replaced(quant_state=state, bnb_quantized=True)
+
+    @property
+    def quant_storage(self) -> torch.dtype:
+        """The dtype the packed codes are viewed as."""
+        return self.weight.quant_storage
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias, compute_dtype = self._operand("weight"), self._operand("bias"), self.compute_dtype

@@ -399,12 +399,15 @@ class Int8Params(QuantizedParameter):
 
     @property
     def CB(self) -> Tensor | None:
-        """The int8 codes `[N, K]`; None before quantization."""
-        return self.data if self.quantized else None
+        """The int8 codes `[N, K]`; None where they have no scales. Setting None leaves the codes, as modules do that
+        take codes and scales away into a state of their own.
+        """
+        return self.data if self.quantized and self.SCB is not None else None
 
     @CB.setter
-    def CB(self, codes: Tensor) -> None:
-        self.data = codes
+    def CB(self, codes: Tensor | None) -> None:
+        if codes is not None:
+            self.data = codes
 
     @property
     def quantized(self) -> bool:

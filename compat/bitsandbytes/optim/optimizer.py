@@ -31,6 +31,11 @@ class _Read(KBitOptimizer):
         return self.defaults["optim_bits"]
 
     @property
+    def is_paged(self) -> bool:
+        """True where large state is in paged memory."""
+        return self.defaults["is_paged"]
+
+    @property
     def args(self) -> MockArgs:
         """The options as attributes."""
         return MockArgs(self.defaults)
