@@ -181,6 +181,7 @@ def test_an_optimizer_says_bitsandbytes_in_its_class(bnb: ModuleType, name: str)
     assert isinstance(made, base.Optimizer2State) == (states == 2)
     assert isinstance(made, base.Optimizer1State)
     assert made.optim_bits == made.args.optim_bits == (8 if "8bit" in name else 32)
+    assert made.is_paged == ("Paged" in name)
     assert pickle.loads(pickle.dumps(cls)) is cls
 
 
@@ -251,6 +252,38 @@ def test_products_of_8bit_floats(bnb: ModuleType, kind: str, device: torch.devic
     x = torch.randn(3, 48, device=device)
     product = getattr(bnb.research, f"matmul_fp8_{kind.lower()}")
     assert torch.equal(product(x, layer.weight.t(), layer.fw_code, layer.bw_code), layer(x))
+
+
+def test_a_layers_state_is_a_state(bnb: ModuleType) -> None:
+    layer = bnb.nn.Linear8bitLt(64, 32)
+    assert isinstance(layer.state, bnb.MatmulLtState) and not isinstance(bnb_core.MatmulLtState(), bnb.MatmulLtState)
+    layer.state = bnb.MatmulLtState()
+    layer.state.threshold = 6.0
+    assert layer.state.threshold == layer.threshold == 6.0
+
+
+@pytest.mark.parametrize("name", ["Linear4bit", "Linear8bitLt"])
+def test_a_subclass_with_the_forward_of_the_public_layers(bnb: ModuleType, name: str, device: torch.device) -> None:
+    class Layer4(bnb.nn.Linear4bit):  # type: ignore[name-defined, misc]  # known at run time only
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.compute_type_is_set:
+                self.set_compute_type(x)
+            return bnb.matmul_4bit(x, self.weight.t(), bias=self.bias, quant_state=self.weight.quant_state)
+
+    class Layer8(bnb.nn.Linear8bitLt):  # type: ignore[name-defined, misc]  # known at run time only
+        def __init__(self, *sizes: int) -> None:
+            super().__init__(*sizes, has_fp16_weights=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.state.is_training = self.training
+            if self.weight.CB is not None:
+                self.init_8bit_state()
+            return bnb.matmul(x, self.weight, bias=self.bias, state=self.state)
+
+    cls, base = (Layer4, bnb.nn.Linear4bit) if name == "Linear4bit" else (Layer8, bnb.nn.Linear8bitLt)
+    layer, x = cls(64, 32).to(device), torch.randn(3, 64, device=device)
+    for _ in range(2):
+        assert torch.equal(layer(x), base.forward(layer, x))
 
 
 # -- tools -------------------------------------------------------------------------------------------------------------

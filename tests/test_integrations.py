@@ -154,6 +154,34 @@ def test_adapter_trains_saves_and_merges(config: str, bnb: ModuleType, model_dir
     close(logits(merged), want, 0.2)
 
 
+ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dora": ("LoraConfig", {"r": 4, "use_dora": True, "init_lora_weights": False}),
+    "ia3": ("IA3Config", {"feedforward_modules": [], "init_ia3_weights": False}),
+    "adalora": ("AdaLoraConfig", {"init_r": 4, "target_r": 2, "total_step": 10, "init_lora_weights": False}),
+    "randlora": ("RandLoraConfig", {"r": 4, "init_weights": False}),
+    "road": ("RoadConfig", {"group_size": 8, "init_weights": False}),
+    "vera": ("VeraConfig", {"r": 4, "init_weights": False}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Linear4bit got an input in float32")
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("config", ["nf4-double", "int8"])
+def test_other_adapters_train(config: str, adapter: str, bnb: ModuleType, model_dir: Path) -> None:
+    torch.manual_seed(1)
+    name, options = ADAPTERS[adapter]
+    made = getattr(peft, name)(target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM", **options)
+    model = peft.get_peft_model(peft.prepare_model_for_kbit_training(load(model_dir, config)), made)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trainable]
+    model(IDS, labels=IDS).loss.backward()
+    bnb.optim.AdamW8bit(trainable, lr=1e-2, min_8bit_size=16).step()
+    assert any(not torch.equal(p, old) for p, old in zip(trainable, before, strict=True))
+    adapted = logits(model)
+    with model.disable_adapter():
+        assert not torch.equal(logits(model), adapted)
+
+
 # -- Trainer -----------------------------------------------------------------------------------------------------------
 
 

@@ -747,3 +747,47 @@ def test_rounding_of_a_float32_input_is_said_once_in_training_and_once_in_infere
     ]
     assert "rounds it to its compute_dtype bfloat16" in str(said[0].message)
     assert said[0].filename == __file__
+
+
+def test_settings_written_to_a_state_reach_the_layer(device: torch.device) -> None:
+    layer = nn.Linear8bitLt(IN, OUT, has_fp16_weights=False, threshold=3.0).to(device)
+    x = activations(device, 4)
+    with_outliers = layer(x)
+    layer.state.threshold = 0.0
+    assert layer.threshold == layer.state.threshold == 0.0
+    assert not torch.equal(layer(x), with_outliers)
+    other = nn.Linear8bitLt(IN, OUT, threshold=3.0)
+    other.weight, other.bias, other.state = layer.weight, layer.bias, bnb_core.MatmulLtState(None, None, 3.0, False)
+    assert torch.equal(other(x), with_outliers)
+    # as peft after it has put another weight there
+    layer.state.reset_grads()
+    layer.init_8bit_state()
+    assert layer.state.SCB is layer.weight.SCB is not None
+
+
+def test_codes_and_scales_are_taken_away_into_a_state(device: torch.device) -> None:
+    """As modules of others do with an Int8Params, once `CB` is there."""
+    weight = nn.Int8Params(torch.randn(OUT, IN), requires_grad=False).to(device)
+    x = activations(device, 2)
+    state = bnb_core.MatmulLtState(weight.CB, weight.SCB, has_fp16_weights=False)
+    want = bnb_core.matmul(x, weight, state=state)
+    weight.CB = None
+    weight.SCB = None
+    assert weight.CB is None and weight.quantized
+    assert torch.equal(bnb_core.matmul(x, weight, state=state), want)
+
+
+def test_statistics_are_assigned_to_a_layer(device: torch.device) -> None:
+    packed, state = F.quantize_nf4(torch.randn(OUT, IN, device=device))
+    layer = nn.Linear4bit(IN, OUT, bias=False)
+    layer.weight = nn.Params4bit(packed)
+    layer.quant_state = None
+    assert layer.quant_state is None
+    layer.quant_state = state
+    assert layer.weight.quant_state is layer.quant_state is state
+    assert layer.weight.bnb_quantized and layer.weight.quant_type == "nf4"
+    assert layer.quant_storage == torch.uint8
+    assert torch.equal(layer.to(device).weight, packed)
+    layer(activations(device, 2))
+    with pytest.raises(ValueError, match=r"data has 3072 elements of .*, but quant_state of shape"):
+        layer.quant_state = F.quantize_nf4(torch.randn(OUT, OUT, device=device))[1]

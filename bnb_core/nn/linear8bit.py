@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,25 @@ from bnb_core.autograd import MatmulLtState, int8_linear, int8_linear_of_weight
 from .layer import Int8Layer
 from .params import Int8Params
 
-__all__ = ["Linear8bitLt"]
+__all__ = ["LayerState", "Linear8bitLt"]
+
+
+def _of_layer(name: str) -> Any:
+    return property(lambda self: getattr(self._layer, name), lambda self, value: setattr(self._layer, name, value))
+
+
+class LayerState(MatmulLtState):
+    """The `MatmulLtState` of a layer: settings are read from it and written to it, codes and scales are the weight's,
+    and stay with the weight whatever is written here.
+    """
+
+    def __init__(self, layer: Linear8bitLt) -> None:
+        self._layer = layer
+        # A parameter of another class, which something may have put there, has neither.
+        self.CB, self.SCB = getattr(layer.weight, "CB", None), getattr(layer.weight, "SCB", None)
+
+    threshold = _of_layer("threshold")
+    has_fp16_weights = _of_layer("has_fp16_weights")
 
 
 class Linear8bitLt(Int8Layer, torch.nn.Linear):
@@ -46,11 +66,16 @@ class Linear8bitLt(Int8Layer, torch.nn.Linear):
         self.index = index
 
     @property
-    def state(self) -> MatmulLtState:
-        """Codes, scales and settings, as `matmul` takes them; what is written to it does not reach the layer."""
-        # A parameter of another class, which something may have put there, has neither.
-        CB, SCB = getattr(self.weight, "CB", None), getattr(self.weight, "SCB", None)
-        return MatmulLtState(CB, SCB, self.threshold, self.has_fp16_weights)
+    def state(self) -> LayerState:
+        """Codes, scales and settings, as `matmul` takes them. From a state that is assigned come the settings."""
+        return LayerState(self)
+
+    @state.setter
+    def state(self, state: MatmulLtState) -> None:
+        self.threshold, self.has_fp16_weights = state.threshold, state.has_fp16_weights
+
+    def init_8bit_state(self) -> None:
+        """Nothing to do: `state` has what the weight has. Subclasses with a forward of their own call it."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self._operand("weight"), self._operand("bias")

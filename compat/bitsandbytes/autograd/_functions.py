@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 import bnb_core
 from bnb_core import QuantState, matmul, matmul_4bit
+from bnb_core.nn.linear8bit import LayerState
 
 __all__ = [
     "GlobalOutlierPooler",
@@ -21,9 +23,9 @@ __all__ = [
 ]
 
 
-class MatmulLtState(bnb_core.MatmulLtState):
+class MatmulLtState(bnb_core.MatmulLtState, metaclass=ABCMeta):
     """`bnb_core.MatmulLtState` with the arguments and fields of the public class; those that bnb_core does not have
-    are kept and have no effect.
+    are kept and have no effect. The `state` of a layer counts as one.
     """
 
     def __init__(
@@ -44,6 +46,9 @@ class MatmulLtState(bnb_core.MatmulLtState):
         self.outlier_pool = outlier_pool
         self.has_accumulated_gradients = self.use_pool = False
         self.is_training = True
+
+
+MatmulLtState.register(LayerState)
 
 
 class GlobalOutlierPooler:
