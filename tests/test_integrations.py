@@ -156,6 +156,7 @@ def test_adapter_trains_saves_and_merges(config: str, bnb: ModuleType, model_dir
 
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("LoraConfig", {"r": 4, "use_dora": True, "init_lora_weights": False}),
+    "olora": ("LoraConfig", {"r": 4, "init_lora_weights": "olora"}),
     "ia3": ("IA3Config", {"feedforward_modules": [], "init_ia3_weights": False}),
     "adalora": ("AdaLoraConfig", {"init_r": 4, "target_r": 2, "total_step": 10, "init_lora_weights": False}),
     "randlora": ("RandLoraConfig", {"r": 4, "init_weights": False}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -243,6 +243,9 @@ class Params4bit(QuantizedParameter):
     quant_storage: torch.dtype
     quant_state: QuantState | None
     bnb_quantized: bool
+
+    module: ClassVar[None] = None
+    """No parameter has its layer; peft gives what stands here back to the constructor."""
 
     def __new__(
         cls,
