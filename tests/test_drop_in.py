@@ -422,6 +422,22 @@ def test_c_functions_do_nothing_for_no_elements(bnb: ModuleType) -> None:
         args = (ptr(out), ptr(A), ptr(out), ptr(out))
         lib.cdequantize_blockwise_cpu_fp32(*args, c_longlong(blocksize), c_longlong(n))
     assert out.eq(7).all()
+    lib.cdequantize_blockwise_cpu_nf4_fp32(None, None, None, c_longlong(64), c_longlong(0), c_longlong(4))
+    lib.cquantize_blockwise_cpu_fp32(None, None, None, None, c_longlong(64), c_longlong(0))
+
+
+@pytest.mark.parametrize("blocksize", [1, 7, 100, 2**62])
+def test_c_functions_take_any_block_size(bnb: ModuleType, blocksize: int) -> None:
+    from ctypes import c_longlong
+
+    lib, ptr, n = library(bnb), bnb.functional.get_ptr, 601
+    codes = torch.zeros(n, dtype=torch.uint8)
+    absmax = torch.arange(1.0, 2 + (n - 1) // blocksize)
+    out = torch.empty(n)
+    lib.cdequantize_blockwise_cpu_nf4_fp32(
+        ptr(codes), ptr(absmax), ptr(out), c_longlong(blocksize), c_longlong(1), c_longlong(n)
+    )
+    assert torch.equal(out, -(1 + torch.arange(n) // blocksize).float())
 
 
 def test_an_unknown_c_name_says_so(bnb: ModuleType) -> None:
