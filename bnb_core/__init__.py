@@ -1,7 +1,8 @@
 """k-bit quantization for PyTorch: 8-bit optimizers, LLM.int8() and 4-bit weights, on any device.
 
 `bnb_core.nn` holds the layers, `bnb_core.optim` the optimizers, `bnb_core.functional` the functions beneath them, and
-`bnb_core.ops_registry` the operators and their kernels. `explain`, `force` and `fallback` say and set which one runs.
+`bnb_core.ops_registry` the operators and their kernels. `explain`, `force` and `fallback` say and set which one runs,
+`report` says what a model is made of.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ discover(f"{__name__}.backends")
 
 from . import autograd, functional, nn, optim  # noqa: E402  they call operators
 from .autograd import MatmulLtState, matmul, matmul_4bit  # noqa: E402
+from .model_report import report  # noqa: E402
 from .quant_state import QuantState  # noqa: E402
 
 __all__ = [
@@ -41,4 +43,5 @@ __all__ = [
     "nn",
     "ops_registry",
     "optim",
+    "report",
 ]

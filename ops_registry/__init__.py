@@ -14,7 +14,7 @@ from .cases import BadCase, Case
 from .choosing import FallbackError, FallbackWarning, devices, kernel_counts, reset_kernel_counts
 from .discovery import API_VERSION, BackendRecord, BackendUnavailable, backends, discover
 from .dispatch import define_all, register_kernels, unregister_kernel
-from .explain import explain
+from .explain import chosen_kernel, explain
 from .formats import OPTIMIZER_STATES, QUANT_TYPES
 from .kernels import Kernel, kernels_for
 from .op import OPS, Op
@@ -41,6 +41,7 @@ __all__ = [
     "QUANT_TYPES",
     "Tolerance",
     "backends",
+    "chosen_kernel",
     "devices",
     "differences",
     "discover",

@@ -12,7 +12,20 @@ from .kernels import ANY_DEVICE, Kernel, kernels_for, show
 from .op import NAMESPACE, OPS, Op
 from .settings import settings
 
-__all__ = ["explain"]
+__all__ = ["chosen_kernel", "explain"]
+
+
+def chosen_kernel(op: str, *args: Any) -> Kernel:
+    """The kernel that a call of an operator runs; it is not called. Raises what the operator's check raises."""
+    args = OPS[op].complete(args)
+    OPS[op].check(*args)
+    device = args[OPS[op].device_position].device.type
+    forced = forced_kernel(op, device)
+    return forced or next(kernel for kernel in kernels_for(op, device) if _refusal(kernel, args) is None)
+
+
+def _refusal(kernel: Kernel, args: tuple[Any, ...]) -> str | None:
+    return kernel.outside_limits(args) or (kernel.refusal(*args) if kernel.refusal is not None else None)
 
 
 def explain(op: str, *args: Any, device: str | None = None) -> None:
@@ -52,7 +65,7 @@ def _explain_call(op: Op, args: tuple[Any, ...]) -> Iterator[str]:
     forced = forced_kernel(op.name, device)
     chosen: Kernel | None = None
     for kernel in kernels_for(op.name, device):
-        reason = kernel.outside_limits(args) or (kernel.refusal(*args) if kernel.refusal is not None else None)
+        reason = _refusal(kernel, args)
         if forced is not None and kernel is not forced:
             reason = f"{forced.name} is forced"
         elif reason is None and chosen is not None:

@@ -1,0 +1,167 @@
+"""What a model is made of: which modules are quantized, which kernel each runs, which were left, and their bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .nn import Embedding4bit, Embedding8bit, GroupedLinear4bit, Linear4bit, Linear8bitLt, QuantizedLayer
+from .nn.params import Int8Params, Params4bit, QuantizedParameter
+from .ops_registry import chosen_kernel, kernel_counts
+
+__all__ = ["ModuleReport", "Report", "report"]
+
+# What weighs in a model, and has a quantized form.
+REPLACEABLE = (nn.Linear, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """One module. what: its weight. operator, kernel: what its forward pass runs for one row, None where it is not
+    quantized. why: the reason for that. bytes: of its own parameters and scales, those that others share included.
+    """
+
+    name: str
+    what: str
+    bytes: int
+    operator: str | None = None
+    kernel: str | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A model's modules that are quantized or could be. bytes: of all parameters, buffers and scales, once each.
+
+    fallbacks: calls since the start of the process that ran on the reference although the device is an accelerator:
+    (operator, device) → calls. `str()` of it is a table.
+    """
+
+    modules: tuple[ModuleReport, ...]
+    bytes: int
+    fallbacks: dict[tuple[str, str], int]
+
+    @property
+    def quantized(self) -> tuple[ModuleReport, ...]:
+        return tuple(module for module in self.modules if module.kernel is not None)
+
+    @property
+    def left(self) -> tuple[ModuleReport, ...]:
+        return tuple(module for module in self.modules if module.kernel is None)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        for title, modules in (("quantized", self.quantized), ("left as they are", self.left)):
+            size = sum(module.bytes for module in modules)
+            yield f"{len(modules)} {title}, {_megabytes(size)}"
+            width = max((len(module.name) for module in modules), default=0)
+            for module in modules:
+                runs = f"{module.operator} on {module.kernel}" if module.kernel else module.why
+                yield f"  {module.name:<{width}}  {module.what}, {_megabytes(module.bytes)}: {runs}"
+        yield f"all parameters and buffers: {_megabytes(self.bytes)}"
+        for (operator, device), calls in self.fallbacks.items():
+            yield f"{operator} ran {calls} times on the reference on {device}"
+
+
+def report(model: nn.Module) -> Report:
+    """What a model is made of. Runs none of it.
+
+    The kernel of a module is the one that runs for one row on the device where it is, in the dtype that its weight had
+    (of an int8 weight: that of the bias, else bf16).
+    """
+    shared = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    modules = tuple(
+        _of_module(name, module, shared, model)
+        for name, module in model.named_modules()
+        if isinstance(module, (QuantizedLayer, *REPLACEABLE))
+    )
+    tensors = {id(t): t for p in model.parameters() for t in _tensors(p)} | {id(b): b for b in model.buffers()}
+    fallbacks = {
+        (operator, device): calls
+        for (operator, device, kernel), calls in kernel_counts().items()
+        if kernel == "reference" and device != "cpu"
+    }
+    return Report(modules, sum(t.nbytes for t in tensors.values()), fallbacks)
+
+
+def _of_module(name: str, module: nn.Module, shared: Counter[int], model: nn.Module) -> ModuleReport:
+    weight: Any = module.weight
+    size = sum(t.nbytes for p in module.parameters(recurse=False) for t in _tensors(p))
+    what = f"{type(module).__name__} {_format(weight)}"
+    if isinstance(weight, QuantizedParameter) and weight.quantized and (call := _call(module, weight)) is not None:
+        operator, args = call
+        return ModuleReport(name, what, size, operator, chosen_kernel(operator, *args).name)
+    return ModuleReport(name, what, size, why=_why_left(name, weight, shared, model))
+
+
+def _format(weight: Any) -> str:
+    if isinstance(weight, Params4bit) and weight.quantized:
+        return f"{weight.quant_type} in blocks of {weight.blocksize}{', nested' if weight.compress_statistics else ''}"
+    return "int8" if isinstance(weight, Int8Params) and weight.quantized else str(weight.dtype).removeprefix("torch.")
+
+
+def _call(module: nn.Module, weight: Any) -> tuple[str, tuple[Any, ...]] | None:
+    """The operator of a module's forward pass, and arguments for one row."""
+    device, bias = weight.device, getattr(module, "bias", None)
+    if isinstance(weight, Int8Params):
+        if weight.SCB is None:
+            return None
+        if isinstance(module, Embedding8bit):
+            return "int8_vectorwise_dequant", (weight[:1], weight.SCB[:1])
+        if not isinstance(module, Linear8bitLt):
+            return None
+        dtype = torch.bfloat16 if bias is None else bias.dtype
+        x = torch.zeros(1, weight.shape[1], dtype=dtype, device=device)
+        return "int8_linear", (x, weight, weight.SCB, bias, module.threshold)
+    state = weight.quant_state
+    shape, blocksize, quant_type = state.four_bit_format()
+    absmax, *nested = state.statistics()
+    if isinstance(module, Embedding4bit):
+        row = torch.zeros(1, dtype=torch.int64, device=device)
+        return "embedding_4bit", (row, weight, shape, absmax, blocksize, quant_type, module.dtype, *nested)
+    dtype = getattr(module, "compute_dtype", None) or state.dtype
+    x = torch.zeros(1, shape[-1], dtype=dtype, device=device)
+    how = (x, weight, shape, absmax, blocksize, quant_type)
+    if isinstance(module, GroupedLinear4bit):
+        return "grouped_gemm_4bit", (*how, torch.ones(shape[0], dtype=torch.int64, device=device), bias, *nested)
+    return ("gemm_4bit", (*how, bias, *nested)) if isinstance(module, Linear4bit) else None
+
+
+def _why_left(name: str, weight: Any, shared: Counter[int], model: nn.Module) -> str:
+    if isinstance(weight, QuantizedParameter):
+        if isinstance(weight, Int8Params) and weight.has_fp16_weights:
+            return "quantized in each forward pass (has_fp16_weights=True)"
+        return "quantized at its first move to a device"
+    if shared[id(weight)] > 1:
+        return "its weight is shared with another module"
+    if name.rpartition(".")[2] in _skipped(model):
+        return "named in llm_int8_skip_modules"
+    return "was not replaced by a quantized layer"
+
+
+def _skipped(model: nn.Module) -> set[str]:
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    return set(getattr(config, "llm_int8_skip_modules", None) or ())
+
+
+def _tensors(parameter: Tensor) -> Iterator[Tensor]:
+    """A parameter, and its scales."""
+    yield parameter
+    if isinstance(parameter, Params4bit) and parameter.quant_state is not None:
+        state = parameter.quant_state
+        yield state.absmax
+        if state.state2 is not None:
+            yield state.state2.absmax
+    if isinstance(parameter, Int8Params) and parameter.SCB is not None:
+        yield parameter.SCB
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
