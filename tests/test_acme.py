@@ -151,3 +151,18 @@ torch.ops.bnb_core.dequantize_4bit(packed, state.absmax.to("acme:1"), 64, "nf4",
 """,
     )
     assert "RuntimeError: bnb_core::dequantize_4bit: absmax is on acme:1" in done.stderr
+
+
+def test_its_kernels_conform(site: Path) -> None:
+    done = run(
+        site,
+        """
+from bnb_core.cli import main
+raise SystemExit(main(["conformance", "--device", "acme", "--op", "dequantize_4bit", "--op", "embedding_4bit"]))
+""",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[:3] for line in done.stdout.splitlines()[:2]] == [
+        ["dequantize_4bit", "acme/host", "ok"],
+        ["embedding_4bit", "composed", "ok"],
+    ]

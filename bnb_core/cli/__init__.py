@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "info": "what is installed, which backends are loaded, which kernel serves which operator (the default)",
     "check": "train a step and run a 4-bit and an 8-bit layer on each device, and compare them with the reference",
+    "conformance": "try each kernel of a device against the reference, with every case of its operator",
     "quantize": "quantize a model in safetensors files into a checkpoint that transformers loads",
     "explain": "the kernels that can serve an operator, and their limits",
     "demo": "the main job on a real language model: quantize it, compare quality and speed, fine-tune",
