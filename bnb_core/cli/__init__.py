@@ -22,6 +22,7 @@ COMMANDS = {
     "info": "what is installed, which backends are loaded, which kernel serves which operator (the default)",
     "check": "train a step and run a 4-bit and an 8-bit layer on each device, and compare them with the reference",
     "conformance": "try each kernel of a device against the reference, with every case of its operator",
+    "new-backend": "write the beginning of a backend: two kernels, their table, and their tests",
     "quantize": "quantize a model in safetensors files into a checkpoint that transformers loads",
     "explain": "the kernels that can serve an operator, and their limits",
     "demo": "the main job on a real language model: quantize it, compare quality and speed, fine-tune",
@@ -61,7 +62,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> ModuleType:
-    return importlib.import_module(f".{command}", __name__)
+    return importlib.import_module(f".{command.replace('-', '_')}", __name__)
 
 
 def _complain(sentence: str) -> int:
