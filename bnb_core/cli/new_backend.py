@@ -39,7 +39,7 @@ KERNELS = (
 )
 '''
 
-KERNEL_FUNCTIONS = '''"""The kernels: functions with the parameters of their operator, whose arguments are checked before."""
+KERNEL_FUNCTIONS = '''"""The kernels: functions with the parameters of their operator. Arguments are checked before."""
 
 from __future__ import annotations
 
