@@ -72,7 +72,7 @@ def test_page_runs_as_a_script(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_each_page_is_in_the_readme() -> None:
-    assert {page.name for page in DOCS.glob("*.md")} == set(re.findall(r"\(docs/(\w+\.md)", README.read_text()))
+    assert {page.name for page in DOCS.glob("*.md")} == set(re.findall(r"\(docs/([\w-]+\.md)", README.read_text()))
 
 
 def test_support_table_speaks_of_operators_that_exist() -> None:
