@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -186,3 +188,11 @@ def test_the_command_says_what_failed(planted: Callable[..., KernelTrial], capsy
 def test_wrong_use_is_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["conformance", *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_it_is_a_suite_for_pytest_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "bnb_core.conformance"]
+    done = subprocess.run(
+        [*command, "-k", "int8_mm_dequant"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "1 passed" in done.stdout or "1 skipped" in done.stdout, done.stdout + done.stderr
