@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .nn import Embedding4bit, Embedding8bit, GroupedLinear4bit, Linear4bit, Linear8bitLt, QuantizedLayer
+from .nn import Embedding4bit, Embedding8bit, GroupedLinear4bit, Linear4bit, QuantizedLayer
+from .nn.parametrize import Bnb4bitParametrization
 from .nn.params import Int8Params, Params4bit, QuantizedParameter
 from .ops_registry import chosen_kernel, kernel_counts
+from .quant_state import QuantState
 
 __all__ = ["ModuleReport", "Report", "report"]
 
@@ -78,11 +80,14 @@ def report(model: nn.Module) -> Report:
     """
     shared = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     modules = tuple(
-        _of_module(name, module, shared, model)
+        line
         for name, module in model.named_modules()
-        if isinstance(module, (QuantizedLayer, *REPLACEABLE))
+        for line in _parametrized(name, module) or _of_module(name, module, shared, model)
     )
     tensors = {id(t): t for p in model.parameters() for t in _tensors(p)} | {id(b): b for b in model.buffers()}
+    for module in model.modules():
+        if isinstance(module, Bnb4bitParametrization):
+            tensors |= {id(t): t for t in _scales(module.quant_state)}
     fallbacks = {
         (operator, device): calls
         for (operator, device, kernel), calls in kernel_counts().items()
@@ -91,14 +96,32 @@ def report(model: nn.Module) -> Report:
     return Report(modules, sum(t.nbytes for t in tensors.values()), fallbacks)
 
 
-def _of_module(name: str, module: nn.Module, shared: Counter[int], model: nn.Module) -> ModuleReport:
+def _parametrized(name: str, module: nn.Module) -> list[ModuleReport]:
+    """A line for each parameter that `nn.parametrize` keeps in 4 bits."""
+    found = []
+    for parameter, parts in getattr(module, "parametrizations", {}).items():
+        if isinstance(parts[0], Bnb4bitParametrization):
+            codes, state = parts.original, parts[0].quant_state
+            shape, blocksize, quant_type = state.four_bit_format()
+            args = (codes, state.scales(), blocksize, quant_type, shape, state.dtype)
+            size = codes.nbytes + sum(t.nbytes for t in _scales(state))
+            kernel = chosen_kernel("dequantize_4bit", *args).name
+            what = f"{quant_type} in blocks of {blocksize}{', nested' if state.nested else ''}"
+            found.append(ModuleReport(f"{name}.{parameter}".strip("."), what, size, "dequantize_4bit", kernel))
+    return found
+
+
+def _of_module(name: str, module: nn.Module, shared: Counter[int], model: nn.Module) -> list[ModuleReport]:
+    """The line of a module that is quantized or could be."""
+    if not isinstance(module, (QuantizedLayer, *REPLACEABLE)):
+        return []
     weight: Any = module.weight
     size = sum(t.nbytes for p in module.parameters(recurse=False) for t in _tensors(p))
     what = f"{type(module).__name__} {_format(weight)}"
     if isinstance(weight, QuantizedParameter) and weight.quantized and (call := _call(module, weight)) is not None:
         operator, args = call
-        return ModuleReport(name, what, size, operator, chosen_kernel(operator, *args).name)
-    return ModuleReport(name, what, size, why=_why_left(name, weight, shared, model))
+        return [ModuleReport(name, what, size, operator, chosen_kernel(operator, *args).name)]
+    return [ModuleReport(name, what, size, why=_why_left(name, weight, shared, model))]
 
 
 def _format(weight: Any) -> str:
@@ -115,11 +138,9 @@ def _call(module: nn.Module, weight: Any) -> tuple[str, tuple[Any, ...]] | None:
             return None
         if isinstance(module, Embedding8bit):
             return "int8_vectorwise_dequant", (weight[:1], weight.SCB[:1])
-        if not isinstance(module, Linear8bitLt):
-            return None
         dtype = torch.bfloat16 if bias is None else bias.dtype
         x = torch.zeros(1, weight.shape[1], dtype=dtype, device=device)
-        return "int8_linear", (x, weight, weight.SCB, bias, module.threshold)
+        return "int8_linear", (x, weight, weight.SCB, bias, getattr(module, "threshold", 0.0))
     state = weight.quant_state
     shape, blocksize, quant_type = state.four_bit_format()
     absmax, *nested = state.statistics()
@@ -155,12 +176,15 @@ def _tensors(parameter: Tensor) -> Iterator[Tensor]:
     """A parameter, and its scales."""
     yield parameter
     if isinstance(parameter, Params4bit) and parameter.quant_state is not None:
-        state = parameter.quant_state
-        yield state.absmax
-        if state.state2 is not None:
-            yield state.state2.absmax
+        yield from _scales(parameter.quant_state)
     if isinstance(parameter, Int8Params) and parameter.SCB is not None:
         yield parameter.SCB
+
+
+def _scales(state: QuantState) -> Iterator[Tensor]:
+    yield state.absmax
+    if state.state2 is not None:
+        yield state.state2.absmax
 
 
 def _megabytes(size: int) -> str:

@@ -97,3 +97,18 @@ def test_text_and_calls_of_the_reference(model: Model, monkeypatch: pytest.Monke
     assert bnb_core.report(model).fallbacks == {("int8_mm", "npu"): 3}
     assert "int8_mm ran 3 times on the reference on npu" in str(bnb_core.report(model))
     ops_registry.reset_kernel_counts()
+
+
+def test_parametrized_weights_and_prepared_layers(device: torch.device) -> None:
+    parametrized, prepared = torch.nn.Linear(64, 8, bias=False), nn.SwitchBackLinear(64, 8, bias=False)
+    model = torch.nn.Sequential(parametrized, prepared).to(device)
+    nn.parametrize.replace_parameter_4bit(parametrized, "weight")
+    prepared.prepare_for_eval()
+    found = bnb_core.report(model)
+    assert not found.left
+    assert [(line.name, line.operator) for line in found.quantized] == [
+        ("0.weight", "dequantize_4bit"),
+        ("1", "int8_linear"),
+    ]
+    assert [line.bytes for line in found.quantized] == [8 * 64 // 2 + 8 * 4, 8 * 64 + 8 * 4]
+    assert found.bytes == sum(line.bytes for line in found.quantized)
