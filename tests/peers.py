@@ -30,3 +30,11 @@ def public_package() -> ModuleType:
     if not _version() or _version().endswith(DROP_IN):
         pytest.skip("the public package bitsandbytes is not installed")
     return importlib.import_module("bitsandbytes")
+
+
+def integration(*packages: str) -> None:
+    """Skips where one of the packages is not installed, or transformers does not take this torch."""
+    for package in packages:
+        found = pytest.importorskip(package, reason=f"{package} is not installed")
+        if package == "transformers" and not found.utils.is_torch_available():
+            pytest.skip("this transformers wants a newer torch", allow_module_level=True)

@@ -16,9 +16,9 @@ from torch import Tensor
 from bnb_core import nn as layers
 from bnb_core.checkpoint import quantize_checkpoint
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-peft = pytest.importorskip("peft", reason="peft is not installed")
-pytest.importorskip("accelerate", reason="accelerate is not installed")
+peers.integration("transformers", "accelerate", "peft")
+import peft  # noqa: E402
+import transformers  # noqa: E402
 
 # Layers that are quantized: q, k, v, o, gate, up, down of two blocks.
 QUANTIZED = 14

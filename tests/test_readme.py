@@ -62,8 +62,7 @@ def test_page_runs_as_a_script(name: str, tmp_path: Path, monkeypatch: pytest.Mo
         pytest.skip("torch < 2.8 does not trace a subclass of Parameter")
     if name != "compile":
         peers.drop_in()
-    for package in NEEDS[name]:
-        pytest.importorskip(package, reason=f"{package} is not installed")
+    peers.integration(*NEEDS[name])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     page = DOCS / f"{name}.md"
     with warnings.catch_warnings():
