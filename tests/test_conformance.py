@@ -162,10 +162,17 @@ def test_the_command_and_its_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     found = json.loads(written.read_text())
     rows = [k for k in ops_registry.kernels_for("int8_vectorwise_dequant", "cpu") if k.unavailable is None]
-    assert [trial["kernel"] for trial in found["trials"]] == [k.name for k in rows if not k.is_reference] or [
-        "reference"
-    ]
-    assert f"{len(found['trials'])} kernels conform" in printed
+    own = [kernel.name for kernel in rows if not kernel.is_reference]
+    assert [trial["kernel"] for trial in found["trials"]] == (own or ["reference"])
+    assert f"{len(own)} kernels conform" in printed
+
+
+def test_a_whole_level_ends_with_layers_and_a_training_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(LEVELS, "inference", ("int8_vectorwise_dequant",))
+    assert cli.main(["conformance", "--level", "inference"]) == 0
+    assert "kernels conform; end to end (32-bit Adam, 8-bit Adam, Linear4bit" in capsys.readouterr().out
 
 
 def test_the_command_says_what_failed(planted: Callable[..., KernelTrial], capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 from bnb_core.conformance import LEVELS, KernelTrial, as_json, as_markdown, conform, operators_of
 from bnb_core.ops_registry import OPS
 
+from .check import TRIALS, check_device
 from .console import CommandError, available_devices, console
 
 __all__ = ["add_arguments", "run"]
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """A line for each kernel; status 1 where one failed."""
+    """A line for each kernel, and the trials of `check` where no operator is named; status 1 where one failed."""
     if args.device not in available_devices():
         raise CommandError(f"there is no device {args.device} here; there is {', '.join(available_devices())}")
     unknown = [op for op in args.op or () if op not in OPS]
@@ -45,12 +46,18 @@ def run(args: argparse.Namespace) -> int:
         for failure in trial.failures[:SHOWN]:
             out.print(Text(f"    {failure.case}: {failure.sentence}"))
             out.print(Text("\n".join(f"        {line}" for line in failure.program.splitlines()), "dim"))
+    end_to_end = [] if args.op else check_device(args.device)[0]
+    for sentence in end_to_end:
+        out.print(Text(f"end to end: {sentence}", "red"))
     if args.report is not None:
         args.report.write_text(FORMATS[args.report.suffix](args.device, trials))
     failed = [trial for trial in trials if trial.failures]
-    verdict = f"{len(failed)} of {len(trials)} kernels FAILED" if failed else f"{len(trials)} kernels conform"
-    out.print(Text(verdict, "bold red" if failed else "bold green"))
-    return 1 if failed else 0
+    tried = sum(trial.kind != "reference" for trial in trials)
+    verdict = f"{len(failed)} of {tried} kernels FAILED" if failed else f"{tried} kernels conform"
+    if not args.op:
+        verdict += f"; end to end ({', '.join(TRIALS)}): {'FAILED' if end_to_end else 'ok'}"
+    out.print(Text(verdict, "bold red" if failed or end_to_end else "bold green"))
+    return 1 if failed or end_to_end else 0
 
 
 def _line(trial: KernelTrial) -> Text:
