@@ -179,7 +179,7 @@ def test_an_optimizer_says_bitsandbytes_in_its_class(bnb: ModuleType, name: str)
     states = ops_registry.OPTIMIZER_STATES[made.rule]
     assert isinstance(made, base.Optimizer8bit)
     assert isinstance(made, base.Optimizer2State) == (states == 2)
-    assert isinstance(made, base.Optimizer1State)
+    assert isinstance(made, base.Optimizer1State) == (states == 1)
     assert made.optim_bits == made.args.optim_bits == (8 if "8bit" in name else 32)
     assert made.is_paged == ("Paged" in name)
     assert pickle.loads(pickle.dumps(cls)) is cls

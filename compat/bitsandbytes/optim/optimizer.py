@@ -55,10 +55,10 @@ class Optimizer8bit(_Read, metaclass=ABCMeta):
         super().__init__(params, defaults, optim_bits=optim_bits, is_paged=is_paged, **options)
 
 
-class Optimizer1State(Optimizer8bit):
-    """An optimizer with one tensor of state, by the name of its rule."""
+class _ByRule(Optimizer8bit):
+    """An optimizer by the name of its rule."""
 
-    states = 1
+    states: int
 
     def __init__(
         self,
@@ -85,7 +85,13 @@ class Optimizer1State(Optimizer8bit):
         super().__init__(params, hyperparameters, optim_bits, is_paged, **options)
 
 
-class Optimizer2State(Optimizer1State):
+class Optimizer1State(_ByRule):
+    """An optimizer with one tensor of state, by the name of its rule."""
+
+    states = 1
+
+
+class Optimizer2State(_ByRule):
     """An optimizer with two tensors of state, by the name of its rule; AdEMAMix, which has schedules, is a class."""
 
     states = 2
