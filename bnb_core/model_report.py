@@ -106,8 +106,9 @@ def _parametrized(name: str, module: nn.Module) -> list[ModuleReport]:
             args = (codes, state.scales(), blocksize, quant_type, shape, state.dtype)
             size = codes.nbytes + sum(t.nbytes for t in _scales(state))
             kernel = chosen_kernel("dequantize_4bit", *args).name
-            what = f"{quant_type} in blocks of {blocksize}{', nested' if state.nested else ''}"
-            found.append(ModuleReport(f"{name}.{parameter}".strip("."), what, size, "dequantize_4bit", kernel))
+            found.append(
+                ModuleReport(f"{name}.{parameter}".strip("."), _four_bit(state), size, "dequantize_4bit", kernel)
+            )
     return found
 
 
@@ -125,9 +126,13 @@ def _of_module(name: str, module: nn.Module, shared: Counter[int], model: nn.Mod
 
 
 def _format(weight: Any) -> str:
-    if isinstance(weight, Params4bit) and weight.quantized:
-        return f"{weight.quant_type} in blocks of {weight.blocksize}{', nested' if weight.compress_statistics else ''}"
+    if isinstance(weight, Params4bit) and weight.quant_state is not None:
+        return _four_bit(weight.quant_state)
     return "int8" if isinstance(weight, Int8Params) and weight.quantized else str(weight.dtype).removeprefix("torch.")
+
+
+def _four_bit(state: QuantState) -> str:
+    return f"{state.quant_type} in blocks of {state.blocksize}{', nested' if state.nested else ''}"
 
 
 def _call(module: nn.Module, weight: Any) -> tuple[str, tuple[Any, ...]] | None:

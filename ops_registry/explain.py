@@ -21,11 +21,7 @@ def chosen_kernel(op: str, *args: Any) -> Kernel:
     OPS[op].check(*args)
     device = args[OPS[op].device_position].device.type
     forced = forced_kernel(op, device)
-    return forced or next(kernel for kernel in kernels_for(op, device) if _refusal(kernel, args) is None)
-
-
-def _refusal(kernel: Kernel, args: tuple[Any, ...]) -> str | None:
-    return kernel.outside_limits(args) or (kernel.refusal(*args) if kernel.refusal is not None else None)
+    return forced or next(kernel for kernel in kernels_for(op, device) if kernel.refuses(args) is None)
 
 
 def explain(op: str, *args: Any, device: str | None = None) -> None:
@@ -65,7 +61,7 @@ def _explain_call(op: Op, args: tuple[Any, ...]) -> Iterator[str]:
     forced = forced_kernel(op.name, device)
     chosen: Kernel | None = None
     for kernel in kernels_for(op.name, device):
-        reason = _refusal(kernel, args)
+        reason = kernel.refuses(args)
         if forced is not None and kernel is not forced:
             reason = f"{forced.name} is forced"
         elif reason is None and chosen is not None:

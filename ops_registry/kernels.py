@@ -99,6 +99,10 @@ class Kernel:
                 )
         return None
 
+    def refuses(self, args: tuple[Any, ...]) -> str | None:
+        """Why it does not take these arguments, as a sentence; None where it does."""
+        return self.outside_limits(args) or (self.refusal(*args) if self.refusal is not None else None)
+
 
 def limited_value(position: tuple[int, str | None], args: tuple[Any, ...]) -> Any:
     """The value that a limit speaks of: argument number `position[0]`, or its attribute `position[1]`."""

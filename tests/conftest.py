@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from ranks import on_ranks  # noqa: F401  a fixture
 
 import bnb_core
 from bnb_core import ops_registry

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this torch is built without gloo", allow_module_level=True)
 
 import torch.distributed.checkpoint as dcp  # noqa: E402
-import torch.multiprocessing as mp  # noqa: E402
 from torch.distributed import fsdp  # noqa: E402
 from torch.distributed.checkpoint import state_dict as of_torch  # noqa: E402
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy  # noqa: E402
@@ -29,41 +26,11 @@ from torch.distributed.tensor import DTensor  # noqa: E402
 
 FSDP1 = fsdp.FullyShardedDataParallel
 WHOLE = of_torch.StateDictOptions(full_state_dict=True)
-START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 BF16 = torch.bfloat16
 STORAGES = [torch.uint8, torch.bfloat16, torch.float16, torch.float32]
 
 # In and out. Two and three ranks share the codes of the second unevenly, whatever their storage.
 SIZES = {"even": (64, 32), "uneven": (20, 30)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_start() -> None:
-    if START == "forkserver":
-        modules = ("distributed.fsdp", "distributed.checkpoint.state_dict", "distributed.tensor", "_dynamo")
-        multiprocessing.set_forkserver_preload(["pytest", "bnb_core", *(f"torch.{module}" for module in modules)])
-
-
-@pytest.fixture
-def on_ranks(tmp_path: Path) -> Callable[..., None]:
-    """Calls a function, with the number of processes and its other arguments, in so many processes of one group."""
-    groups = iter(range(100))
-
-    def run(function: Callable[..., None], world: int, *args: Any) -> None:
-        file = tmp_path / f"group{next(groups)}"
-        mp.start_processes(_process, (function, world, file, args), nprocs=world, start_method=START)
-
-    return run
-
-
-def _process(rank: int, function: Callable[..., None], world: int, file: Path, args: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=file.as_uri(), rank=rank, world_size=world)
-    try:
-        function(world, *args)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 # -- models ------------------------------------------------------------------------------------------------------------

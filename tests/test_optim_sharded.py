@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,6 @@ if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this torch is built without gloo", allow_module_level=True)
 
 import torch.distributed.checkpoint as dcp  # noqa: E402
-import torch.multiprocessing as mp  # noqa: E402
 from torch.distributed.checkpoint import state_dict as of_torch  # noqa: E402
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
@@ -34,7 +31,6 @@ WRAPPER = "__bnb_optimizer_quant_state__"
 WHOLE_STATE = of_torch.StateDictOptions(full_state_dict=True)
 
 # What processes import is imported once, where they can be forked from one that did nothing else.
-START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 # Rows of whole blocks, and rows that are not; numbers of rows that no number of processes divides; shards without rows.
 SHAPES = {
@@ -47,35 +43,6 @@ SHAPES = {
     "scalar": (),
 }
 WHOLE = ("whole", "cubic", "row")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_start() -> None:
-    if START == "forkserver":
-        modules = ("distributed.fsdp", "distributed.checkpoint.state_dict", "distributed.tensor", "_dynamo")
-        multiprocessing.set_forkserver_preload(["pytest", "bnb_core", *(f"torch.{module}" for module in modules)])
-
-
-@pytest.fixture
-def on_ranks(tmp_path: Path) -> Callable[..., None]:
-    """Calls a function, with the number of processes and its other arguments, in so many processes of one group."""
-    groups = iter(range(100))
-
-    def run(function: Callable[..., None], world: int, *args: Any) -> None:
-        file = tmp_path / f"group{next(groups)}"
-        mp.start_processes(_process, (function, world, file, args), nprocs=world, start_method=START)
-
-    return run
-
-
-def _process(rank: int, function: Callable[..., None], world: int, file: Path, args: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=file.as_uri(), rank=rank, world_size=world)
-    try:
-        function(world, *args)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
 
 
 # -- parameters whose gradients are set by hand ------------------------------------------------------------------------

@@ -11,12 +11,11 @@ from math import prod
 
 import torch
 
-from bnb_core.ops_registry.formats import STATE_BLOCKSIZE
 from bnb_core.ops_registry.groups import group_rows
 
 from .fourbit import as_bytes, block_scales
-from .int8 import as_rows, scale_product
-from .optimizer import CodedState, Settings, State, TensorList, at, on_device, update_parameter
+from .int8 import Int8Products
+from .optimizer import BlockwiseSteps, CodedState
 from .product import fp32_product
 
 ops = torch.ops.bnb_core
@@ -118,53 +117,10 @@ def embedding_4bit(
 
 # -- int8 --------------------------------------------------------------------------------------------------------------
 
-
-def int8_scaled_mm(
-    A: torch.Tensor,
-    B: torch.Tensor,
-    row_stats: torch.Tensor,
-    col_stats: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """The exact product, and its values."""
-    product = ops.int8_mm.default(A, B)
-    return scale_product(product, row_stats, col_stats, bias).to(dtype or torch.float16).view(product.shape)
-
-
-def int8_mixed_scaled_mm(
-    A: torch.Tensor,
-    CA: torch.Tensor,
-    CB: torch.Tensor,
-    SCA: torch.Tensor,
-    SCB: torch.Tensor,
-    outlier_cols: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`int8_scaled_mm`, and the outlier columns with their part of the weight."""
-    result = int8_scaled_mm(CA, CB, SCA, SCB, bias, A.dtype)
-    if outlier_cols is None or not outlier_cols.numel():
-        return result, A.new_empty(0)
-    outliers = as_rows(A).index_select(1, outlier_cols)
-    weight = _weight_columns(CB, SCB, outlier_cols).to(A.dtype)
-    total = fp32_product(outliers.float(), weight.float()) + as_rows(result)
-    return total.to(A.dtype).view(result.shape), outliers
-
-
-def int8_linear(
-    A: torch.Tensor, CB: torch.Tensor, SCB: torch.Tensor, bias: torch.Tensor | None = None, threshold: float = 0.0
-) -> torch.Tensor:
-    """Quantized rows, the exact product, its values, and the part of the outliers."""
-    CA, SCA, outlier_cols = ops.int8_vectorwise_quant.default(A, threshold)
-    result = scale_product(ops.int8_mm.default(CA, CB), SCA, SCB, bias)
-    if outlier_cols is not None and outlier_cols.numel():
-        outliers = as_rows(A).index_select(1, outlier_cols).float()
-        result += fp32_product(outliers, _weight_columns(CB, SCB, outlier_cols))
-    return result.to(A.dtype).view(*A.shape[:-1], CB.shape[0])
-
-
-def _weight_columns(CB: torch.Tensor, SCB: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    return ops.int8_vectorwise_dequant.default(CB.index_select(1, columns), SCB)
+_products = Int8Products(ops.int8_mm.default, ops.int8_vectorwise_quant.default, ops.int8_vectorwise_dequant.default)
+int8_scaled_mm = _products.int8_scaled_mm
+int8_mixed_scaled_mm = _products.int8_mixed_scaled_mm
+int8_linear = _products.int8_linear
 
 
 # -- optimizers with 8-bit state ---------------------------------------------------------------------------------------
@@ -183,65 +139,6 @@ class OperatorState(CodedState):
         return ops.quantize_blockwise.default(moment.reshape(-1), self.code, blocksize)
 
 
-def _states(*states: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]) -> list[State]:
-    return [
-        OperatorState(codes, code, scales, STATE_BLOCKSIZE)
-        for codes, code, scales in states
-        if codes is not None and code is not None and scales is not None
-    ]
-
-
-def optimizer_step_8bit_blockwise(
-    optimizer_name: str,
-    grads: TensorList,
-    params: TensorList,
-    state1: TensorList,
-    state2: TensorList | None,
-    qmap1: torch.Tensor,
-    qmap2: torch.Tensor | None,
-    absmax1: TensorList,
-    absmax2: TensorList | None,
-    step: torch.Tensor,
-    lr: torch.Tensor,
-    beta1: float,
-    beta2: float,
-    beta3: float,
-    alpha: float,
-    eps: float,
-    weight_decay: float,
-    gnorm_scale: float,
-    skip_zeros: bool = False,
-) -> None:
-    """The reference's step on states that the device codes."""
-    s = Settings(step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
-    for i, p in enumerate(params):
-        states = _states((state1[i], qmap1, absmax1[i]), (at(state2, i), qmap2, at(absmax2, i)))
-        update_parameter(optimizer_name, grads[i], p, states, s)
-
-
-def optimizer_update_8bit_blockwise(
-    optimizer_name: str,
-    g: torch.Tensor,
-    p: torch.Tensor,
-    state1: torch.Tensor,
-    state2: torch.Tensor | None,
-    beta1: float,
-    beta2: float,
-    beta3: float,
-    alpha: float,
-    eps: float,
-    step: int,
-    lr: float,
-    qmap1: torch.Tensor,
-    qmap2: torch.Tensor | None,
-    absmax1: torch.Tensor,
-    absmax2: torch.Tensor | None,
-    weight_decay: float,
-    gnorm_scale: float,
-    skip_zeros: bool = False,
-) -> None:
-    """The same for one parameter, with numbers of the host."""
-    t, rate = on_device(step, p), on_device(lr, p)
-    s = Settings(t, rate, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
-    states = _states((state1, qmap1, absmax1), (state2, qmap2, absmax2))
-    update_parameter(optimizer_name, g, p, states, s)
+_steps = BlockwiseSteps(OperatorState)
+optimizer_step_8bit_blockwise = _steps.optimizer_step_8bit_blockwise
+optimizer_update_8bit_blockwise = _steps.optimizer_update_8bit_blockwise

@@ -7,7 +7,8 @@ counts 127ths of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -86,55 +87,72 @@ def int8_mm_dequant(
     return scale_product(A, row_stats, col_stats, bias).to(dtype or torch.float16).view(A.shape)
 
 
-def int8_scaled_mm(
-    A: torch.Tensor,
-    B: torch.Tensor,
-    row_stats: torch.Tensor,
-    col_stats: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """`int8_mm` and `int8_mm_dequant` in one."""
-    return int8_mm_dequant(int8_mm(A, B), row_stats, col_stats, dtype, bias)
+class Int8Products:
+    """The operators made of an exact product, of quantized rows and of their values."""
+
+    def __init__(self, mm: Callable[..., Any], quant: Callable[..., Any], dequant: Callable[..., Any]) -> None:
+        self.mm, self.quant, self.dequant = mm, quant, dequant
+
+    def int8_scaled_mm(
+        self,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        row_stats: torch.Tensor,
+        col_stats: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """`int8_mm` and `int8_mm_dequant` in one."""
+        return int8_mm_dequant(self.mm(A, B), row_stats, col_stats, dtype, bias)
+
+    def int8_mixed_scaled_mm(
+        self,
+        A: torch.Tensor,
+        CA: torch.Tensor,
+        CB: torch.Tensor,
+        SCA: torch.Tensor,
+        SCB: torch.Tensor,
+        outlier_cols: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The int8 product of the codes CA and CB plus the product of A's outlier columns with the dequantized weight.
+
+        As in the public package the parts meet in A's dtype: the int8 product is rounded to it, and so is the weight of
+        the outliers; their product and the sum are fp32, rounded once more. Second result: A's outlier columns
+        [rows, outliers], a tensor [0] where there are none.
+        """
+        result = self.int8_scaled_mm(CA, CB, SCA, SCB, bias, A.dtype)
+        if outlier_cols is None or not outlier_cols.numel():
+            return result, A.new_empty(0)
+        outliers = as_rows(A).index_select(1, outlier_cols)
+        weight = self.dequant(CB.index_select(1, outlier_cols), SCB).to(A.dtype)
+        total = fp32_product(outliers.float(), weight.float()) + as_rows(result)
+        return total.to(A.dtype).view(result.shape), outliers
+
+    def int8_linear(
+        self,
+        A: torch.Tensor,
+        CB: torch.Tensor,
+        SCB: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        threshold: float = 0.0,
+    ) -> torch.Tensor:
+        """A linear layer with the int8 weight CB [N, K]: quantize A, multiply, add outliers and bias.
+
+        Outliers meet the dequantized weight in fp32, all parts are summed in fp32 and rounded once to A's dtype.
+        """
+        CA, SCA, outlier_cols = self.quant(A, threshold)
+        result = scale_product(self.mm(CA, CB), SCA, SCB, bias)
+        if outlier_cols is not None and outlier_cols.numel():
+            outliers = as_rows(A).index_select(1, outlier_cols).float()
+            result += fp32_product(outliers, self.dequant(CB.index_select(1, outlier_cols), SCB))
+        return result.to(A.dtype).view(*A.shape[:-1], CB.shape[0])
 
 
-def int8_mixed_scaled_mm(
-    A: torch.Tensor,
-    CA: torch.Tensor,
-    CB: torch.Tensor,
-    SCA: torch.Tensor,
-    SCB: torch.Tensor,
-    outlier_cols: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The int8 product of the codes CA and CB plus the product of A's outlier columns with the dequantized weight.
-
-    As in the public package the parts meet in A's dtype: the int8 product is rounded to it, and so is the weight of the
-    outliers; their product and the sum are fp32, rounded once more. Second result: A's outlier columns
-    [rows, outliers], a tensor [0] where there are none.
-    """
-    result = int8_scaled_mm(CA, CB, SCA, SCB, bias, A.dtype)
-    if outlier_cols is None or not outlier_cols.numel():
-        return result, A.new_empty(0)
-    outliers = as_rows(A).index_select(1, outlier_cols)
-    weight = int8_vectorwise_dequant(CB.index_select(1, outlier_cols), SCB).to(A.dtype)
-    total = fp32_product(outliers.float(), weight.float()) + as_rows(result)
-    return total.to(A.dtype).view(result.shape), outliers
-
-
-def int8_linear(
-    A: torch.Tensor, CB: torch.Tensor, SCB: torch.Tensor, bias: torch.Tensor | None = None, threshold: float = 0.0
-) -> torch.Tensor:
-    """A linear layer with the int8 weight CB [N, K]: quantize A, multiply, add outliers and bias.
-
-    Outliers meet the dequantized weight in fp32, all parts are summed in fp32 and rounded once to A's dtype.
-    """
-    CA, SCA, outlier_cols = int8_vectorwise_quant(A, threshold)
-    result = scale_product(int8_mm(CA, CB), SCA, SCB, bias)
-    if outlier_cols is not None and outlier_cols.numel():
-        outliers = as_rows(A).index_select(1, outlier_cols).float()
-        result += fp32_product(outliers, int8_vectorwise_dequant(CB.index_select(1, outlier_cols), SCB))
-    return result.to(A.dtype).view(*A.shape[:-1], CB.shape[0])
+_products = Int8Products(int8_mm, int8_vectorwise_quant, int8_vectorwise_dequant)
+int8_scaled_mm = _products.int8_scaled_mm
+int8_mixed_scaled_mm = _products.int8_mixed_scaled_mm
+int8_linear = _products.int8_linear
 
 
 def as_rows(A: torch.Tensor) -> torch.Tensor:

@@ -173,6 +173,7 @@ class CodedState:
 
 
 State = PlainState | CodedState
+Coded = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 # -- one parameter ----------------------------------------------------------------------------------------------------
@@ -263,35 +264,6 @@ def optimizer_step_32bit(
         update_parameter(optimizer_name, grads[i], p, plain_states(state1[i], at(state2, i)), s, limit)
 
 
-def optimizer_step_8bit_blockwise(
-    optimizer_name: str,
-    grads: TensorList,
-    params: TensorList,
-    state1: TensorList,
-    state2: TensorList | None,
-    qmap1: torch.Tensor,
-    qmap2: torch.Tensor | None,
-    absmax1: TensorList,
-    absmax2: TensorList | None,
-    step: torch.Tensor,
-    lr: torch.Tensor,
-    beta1: float,
-    beta2: float,
-    beta3: float,
-    alpha: float,
-    eps: float,
-    weight_decay: float,
-    gnorm_scale: float,
-    skip_zeros: bool = False,
-) -> None:
-    """One step of all parameters with 8-bit state, one scale per block of 256."""
-    s = Settings(step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
-    for i, p in enumerate(params):
-        second = at(state2, i), qmap2, at(absmax2, i)
-        states = coded_states(STATE_BLOCKSIZE, (state1[i], qmap1, absmax1[i]), second)
-        update_parameter(optimizer_name, grads[i], p, states, s)
-
-
 def optimizer_step_8bit(
     optimizer_name: str,
     grads: TensorList,
@@ -351,34 +323,6 @@ def optimizer_update_32bit(
     update_parameter(optimizer_name, g, p, plain_states(state1, state2), s, limit)
 
 
-def optimizer_update_8bit_blockwise(
-    optimizer_name: str,
-    g: torch.Tensor,
-    p: torch.Tensor,
-    state1: torch.Tensor,
-    state2: torch.Tensor | None,
-    beta1: float,
-    beta2: float,
-    beta3: float,
-    alpha: float,
-    eps: float,
-    step: int,
-    lr: float,
-    qmap1: torch.Tensor,
-    qmap2: torch.Tensor | None,
-    absmax1: torch.Tensor,
-    absmax2: torch.Tensor | None,
-    weight_decay: float,
-    gnorm_scale: float,
-    skip_zeros: bool = False,
-) -> None:
-    """One step of one parameter with 8-bit state, one scale per block."""
-    t, rate = on_device(step, p), on_device(lr, p)
-    s = Settings(t, rate, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
-    states = coded_states(STATE_BLOCKSIZE, (state1, qmap1, absmax1), (state2, qmap2, absmax2))
-    update_parameter(optimizer_name, g, p, states, s)
-
-
 def optimizer_update_8bit(
     optimizer_name: str,
     g: torch.Tensor,
@@ -407,16 +351,89 @@ def optimizer_update_8bit(
     update_parameter(optimizer_name, g, p, states, s)
 
 
+# -- the operators: 8-bit state in blocks ------------------------------------------------------------------------------
+
+
+class BlockwiseSteps:
+    """The two operators with one scale per block of 256; `kind` says how codes are read and written."""
+
+    def __init__(self, kind: type[CodedState]) -> None:
+        self.kind = kind
+
+    def states(self, *parts: Coded) -> list[State]:
+        return coded_states(STATE_BLOCKSIZE, *parts, kind=self.kind)
+
+    def optimizer_step_8bit_blockwise(
+        self,
+        optimizer_name: str,
+        grads: TensorList,
+        params: TensorList,
+        state1: TensorList,
+        state2: TensorList | None,
+        qmap1: torch.Tensor,
+        qmap2: torch.Tensor | None,
+        absmax1: TensorList,
+        absmax2: TensorList | None,
+        step: torch.Tensor,
+        lr: torch.Tensor,
+        beta1: float,
+        beta2: float,
+        beta3: float,
+        alpha: float,
+        eps: float,
+        weight_decay: float,
+        gnorm_scale: float,
+        skip_zeros: bool = False,
+    ) -> None:
+        """One step of all parameters with 8-bit state, one scale per block of 256."""
+        s = Settings(step, lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        for i, p in enumerate(params):
+            second = at(state2, i), qmap2, at(absmax2, i)
+            states = self.states((state1[i], qmap1, absmax1[i]), second)
+            update_parameter(optimizer_name, grads[i], p, states, s)
+
+    def optimizer_update_8bit_blockwise(
+        self,
+        optimizer_name: str,
+        g: torch.Tensor,
+        p: torch.Tensor,
+        state1: torch.Tensor,
+        state2: torch.Tensor | None,
+        beta1: float,
+        beta2: float,
+        beta3: float,
+        alpha: float,
+        eps: float,
+        step: int,
+        lr: float,
+        qmap1: torch.Tensor,
+        qmap2: torch.Tensor | None,
+        absmax1: torch.Tensor,
+        absmax2: torch.Tensor | None,
+        weight_decay: float,
+        gnorm_scale: float,
+        skip_zeros: bool = False,
+    ) -> None:
+        """One step of one parameter with 8-bit state, one scale per block."""
+        t, rate = on_device(step, p), on_device(lr, p)
+        s = Settings(t, rate, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, skip_zeros)
+        states = self.states((state1, qmap1, absmax1), (state2, qmap2, absmax2))
+        update_parameter(optimizer_name, g, p, states, s)
+
+
+_blockwise = BlockwiseSteps(CodedState)
+optimizer_step_8bit_blockwise = _blockwise.optimizer_step_8bit_blockwise
+optimizer_update_8bit_blockwise = _blockwise.optimizer_update_8bit_blockwise
+
+
 def plain_states(*values: torch.Tensor | None) -> list[State]:
     return [PlainState(v) for v in values if v is not None]
 
 
-def coded_states(
-    blocksize: int | None, *states: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
-) -> list[State]:
+def coded_states(blocksize: int | None, *states: Coded, kind: type[CodedState] = CodedState) -> list[State]:
     """States of (codes, code, scales); a state that lacks one of them is none."""
     return [
-        CodedState(codes, code, scales, blocksize)
+        kind(codes, code, scales, blocksize)
         for codes, code, scales in states
         if codes is not None and code is not None and scales is not None
     ]
