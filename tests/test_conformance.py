@@ -128,6 +128,14 @@ def test_a_kernel_that_takes_nothing_fails(planted: Callable[..., KernelTrial]) 
     assert [failure.sentence for failure in trial.failures] == ["it refuses every case of its operator"]
 
 
+def test_a_refusal_that_raises_is_a_failure(planted: Callable[..., KernelTrial]) -> None:
+    def broken(*args: Any) -> str:
+        raise KeyError("no such table")
+
+    trial = planted(lambda value, *rest: value, why_not=broken)
+    assert trial.failures and all("it raised KeyError: 'no such table'" in f.sentence for f in trial.failures)
+
+
 def test_the_program_of_a_failure_shows_it_again(
     planted: Callable[..., KernelTrial], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +198,7 @@ def test_the_command_says_what_failed(planted: Callable[..., KernelTrial], capsy
         (["--device", "abacus"], "there is no device abacus here; there is cpu"),
         (["--op", "gemm"], "there is no operator gemm; there are "),
         (["--report", "found.pdf"], "found.pdf is neither of .json, .md"),
+        (["--report", "no/such/found.md"], "no/such/found.md: there is no folder"),
     ],
 )
 def test_wrong_use_is_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,7 @@ def test_a_folder_in_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         (["Acme"], "the name is 'Acme', expected small letters, digits and underscores"),
         (["acme"], "there is no backends/reference here"),
+        (["acme", "--device", "cuda:0"], "the device is 'cuda:0', expected a type as `cuda`, without an index"),
     ],
 )
 def test_wrong_use_is_one_sentence(

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"there is no operator {', '.join(unknown)}; there are {', '.join(OPS)}")
     if args.report is not None and args.report.suffix not in FORMATS:
         raise CommandError(f"{args.report} is neither of {', '.join(FORMATS)}")
+    if args.report is not None and not args.report.absolute().parent.is_dir():
+        raise CommandError(f"{args.report}: there is no folder {args.report.absolute().parent}")
     out = console()
     trials = []
     for trial in conform(args.device, args.op or operators_of(args.level), "full" if args.all_cases else "quick"):

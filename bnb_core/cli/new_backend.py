@@ -124,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
     """Writes the files; status 0."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", args.name):
         raise CommandError(f"the name is {args.name!r}, expected small letters, digits and underscores")
+    if args.device is not None and not re.fullmatch(r"[a-z][a-z0-9_]*", args.device):
+        raise CommandError(f"the device is {args.device!r}, expected a type as `cuda`, without an index")
     package = f"bnb_core_{args.name}"
     words = {
         "name": args.name,
