@@ -161,20 +161,22 @@ def _call(module: nn.Module, weight: Any) -> tuple[str, tuple[Any, ...]] | None:
 
 
 def _why_left(name: str, weight: Any, shared: Counter[int], model: nn.Module) -> str:
+    from .checkpoint.selection import is_skipped_by  # brings safetensors
+
     if isinstance(weight, QuantizedParameter):
         if isinstance(weight, Int8Params) and weight.has_fp16_weights:
             return "quantized in each forward pass (has_fp16_weights=True)"
         return "quantized at its first move to a device"
     if shared[id(weight)] > 1:
         return "its weight is shared with another module"
-    if name.rpartition(".")[2] in _skipped(model):
+    if is_skipped_by(name, _skipped(model)):
         return "named in llm_int8_skip_modules"
     return "was not replaced by a quantized layer"
 
 
-def _skipped(model: nn.Module) -> set[str]:
+def _skipped(model: nn.Module) -> tuple[str, ...]:
     config = getattr(getattr(model, "config", None), "quantization_config", None)
-    return set(getattr(config, "llm_int8_skip_modules", None) or ())
+    return tuple(getattr(config, "llm_int8_skip_modules", None) or ())
 
 
 def _tensors(parameter: Tensor) -> Iterator[Tensor]:
