@@ -20,7 +20,7 @@ from .kernels import Kernel, kernels_for
 from .op import OPS, Op
 from .paging import PagedMemory, paged_memory
 from .settings import fallback, force
-from .tolerance import EXACT, Tolerance, differences
+from .tolerance import EXACT, Comparison, Tolerance, compare, differences
 
 define_all()
 
@@ -30,6 +30,7 @@ __all__ = [
     "BackendUnavailable",
     "BadCase",
     "Case",
+    "Comparison",
     "EXACT",
     "FallbackError",
     "FallbackWarning",
@@ -42,6 +43,7 @@ __all__ = [
     "Tolerance",
     "backends",
     "chosen_kernel",
+    "compare",
     "devices",
     "differences",
     "discover",

@@ -1,23 +1,62 @@
-"""`bnb-core conformance`: each kernel of a device against the reference, with every case of its operator."""
+"""`bnb-core conformance`: each kernel of a device against the reference, then layers and optimizers on it."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import platform
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from rich.console import Console
 from rich.text import Text
 
-from bnb_core.conformance import LEVELS, KernelTrial, as_json, as_markdown, conform, operators_of
-from bnb_core.ops_registry import OPS
+from bnb_core._version import __version__
+from bnb_core.conformance import (
+    LEVELS,
+    Failure,
+    Findings,
+    KernelTrial,
+    Speed,
+    as_html,
+    as_json,
+    as_markdown,
+    claims,
+    conform,
+    end_to_end,
+    operators_of,
+    speed_of,
+    times,
+)
+from bnb_core.ops_registry import OPS, kernels_for
+from bnb_core.ops_registry.cases import Level
 
-from .check import TRIALS, check_device
 from .console import CommandError, available_devices, console
 
 __all__ = ["add_arguments", "run"]
 
-FORMATS: dict[str, Callable[[str, Sequence[KernelTrial]], str]] = {".json": as_json, ".md": as_markdown}
 SHOWN = 3  # failures of one kernel; the report has all
+
+
+def _draw(findings: Findings, file: Path) -> None:
+    from bnb_core.conformance.picture import draw_findings  # brings matplotlib
+
+    draw_findings(findings, file)
+
+
+def _writer(text: Callable[[Findings], str]) -> Callable[[Findings, Path], None]:
+    def write(findings: Findings, file: Path) -> None:
+        file.write_text(text(findings), encoding="utf-8")
+
+    return write
+
+
+FORMATS: dict[str, Callable[[Findings, Path], None]] = {
+    ".html": _writer(as_html),
+    ".json": _writer(as_json),
+    ".md": _writer(as_markdown),
+    ".png": _draw,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,45 +65,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--op", action="append", metavar="NAME", help="one operator; can be given again")
     parser.add_argument("--level", choices=LEVELS, default="full", help="the operators that a claim takes (full)")
     parser.add_argument("--all-cases", action="store_true", help="the long lists of sizes too, which takes minutes")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write all of it to a .json or .md file")
+    parser.add_argument("--large", action="store_true", help="more than 2^31 elements too: gigabytes a case")
+    parser.add_argument("--no-times", action="store_true", help="do not time the kernels")
+    parser.add_argument(
+        "--report", type=Path, action="append", metavar="FILE", help=f"write all of it: {', '.join(FORMATS)}"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """A line for each kernel, and the trials of `check` where no operator is named; status 1 where one failed."""
+    """A line for each kernel, layers and optimizers where no operator is named; status 1 where one failed."""
+    _refuse_wrong_use(args)
+    out = console()
+    findings = Findings(args.device, "operators" if args.op else args.level, _machine(args.device))
+    cases: Level = "full" if args.all_cases else "quick"
+    for trial in conform(args.device, args.op or operators_of(args.level), cases, beyond=args.large):
+        if not args.no_times and not trial.failures:
+            trial.speed = _speed(trial, args.device)
+        findings.kernels.append(trial)
+        out.print(_line(trial))
+        for failure in trial.failures[:SHOWN]:
+            _show(failure, out)
+    for scenario in () if args.op else end_to_end(args.device, args.level):
+        findings.scenarios.append(scenario)
+        if scenario.failure is not None:
+            _show(scenario.failure, out)
+    for report in args.report or ():
+        FORMATS[report.suffix](findings, report)
+    for level, holds, why in claims(findings):
+        out.print(
+            Text.assemble(f"level {level} ", ("holds", "green") if holds else ("does not hold", "red"), f": {why}")
+        )
+    out.print(_verdict(findings))
+    return 1 if findings.failed else 0
+
+
+def _refuse_wrong_use(args: argparse.Namespace) -> None:
     if args.device not in available_devices():
         raise CommandError(f"there is no device {args.device} here; there is {', '.join(available_devices())}")
     unknown = [op for op in args.op or () if op not in OPS]
     if unknown:
         raise CommandError(f"there is no operator {', '.join(unknown)}; there are {', '.join(OPS)}")
-    if args.report is not None and args.report.suffix not in FORMATS:
-        raise CommandError(f"{args.report} is neither of {', '.join(FORMATS)}")
-    if args.report is not None and not args.report.absolute().parent.is_dir():
-        raise CommandError(f"{args.report}: there is no folder {args.report.absolute().parent}")
-    out = console()
-    trials = []
-    for trial in conform(args.device, args.op or operators_of(args.level), "full" if args.all_cases else "quick"):
-        trials.append(trial)
-        out.print(_line(trial))
-        for failure in trial.failures[:SHOWN]:
-            out.print(Text(f"    {failure.case}: {failure.sentence}"))
-            out.print(Text("\n".join(f"        {line}" for line in failure.program.splitlines()), "dim"))
-    end_to_end = [] if args.op else check_device(args.device)[0]
-    for sentence in end_to_end:
-        out.print(Text(f"end to end: {sentence}", "red"))
-    if args.report is not None:
-        args.report.write_text(FORMATS[args.report.suffix](args.device, trials))
-    failed = [trial for trial in trials if trial.failures]
-    tried = sum(trial.kind != "reference" for trial in trials)
-    verdict = f"{len(failed)} of {tried} kernels FAILED" if failed else f"{tried} kernels conform"
-    if not args.op:
-        verdict += f"; end to end ({', '.join(TRIALS)}): {'FAILED' if end_to_end else 'ok'}"
-    out.print(Text(verdict, "bold red" if failed or end_to_end else "bold green"))
-    return 1 if failed or end_to_end else 0
+    for report in args.report or ():
+        if report.suffix not in FORMATS:
+            raise CommandError(f"{report} is none of {', '.join(FORMATS)}")
+        if not report.absolute().parent.is_dir():
+            raise CommandError(f"{report}: there is no folder {report.absolute().parent}")
+
+
+def _machine(device: str) -> dict[str, str]:
+    name = platform.processor() or platform.machine()
+    if device != "cpu":
+        name = getattr(torch.get_device_module(device), "get_device_name", lambda: device)()
+    versions = f"bnb_core {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    return {"machine": f"{name}, {platform.system()}, {torch.get_num_threads()} threads", "versions": versions}
+
+
+def _speed(trial: KernelTrial, device: str) -> Speed | None:
+    row = next(row for row in kernels_for(trial.op, device) if row.name == trial.kernel)
+    return speed_of(trial.op, device, row)
+
+
+def _show(failure: Failure, out: Console) -> None:
+    out.print(Text(f"    {failure.aspect}, {failure.case}: {'; '.join(failure.sentences)}"))
+    out.print(Text("\n".join(f"        {line}" for line in failure.program.splitlines()), "dim"))
 
 
 def _line(trial: KernelTrial) -> Text:
-    if trial.kind == "reference":
-        return Text(f"{trial.op:<32} {trial.kernel:<16} no kernel of its own", "dim")
     verdict = ("failed", "red") if trial.failures else ("ok", "green")
-    numbers = f"  {trial.kind}, {trial.passed} cases passed, {trial.refused} refused, {len(trial.failures)} failed"
+    counts = ((trial.passed, "passed"), (trial.refused, "refused"), (len(trial.failures), "failed"))
+    numbers = "  " + ", ".join([trial.kind, *(f"{count} {word}" for count, word in counts if count)])
+    if trial.speed is not None:
+        numbers += ", {} the reference, {} of a copy".format(*times(trial))
     return Text.assemble(f"{trial.op:<32} {trial.kernel:<16} ", verdict, numbers)
+
+
+def _verdict(findings: Findings) -> Text:
+    kernels = sum(bool(trial.failures) for trial in findings.kernels)
+    scenarios = sum(trial.failure is not None for trial in findings.scenarios)
+    parts = [
+        f"{kernels} of {len(findings.kernels)} kernels FAILED"
+        if kernels
+        else f"{len(findings.kernels)} kernels conform"
+    ]
+    if findings.scenarios:
+        of = f"{len(findings.scenarios)} scenarios of layers and optimizers"
+        parts.append(f"{scenarios} of {of} FAILED" if scenarios else f"{of} pass")
+    return Text("; ".join(parts), "bold red" if findings.failed else "bold green")

@@ -1,0 +1,101 @@
+"""A conformance run: which operators a claim takes, and each kernel of a device in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from bnb_core.ops_registry import OPS, Kernel, Op, kernels_for
+from bnb_core.ops_registry.cases import Level
+
+from .attempts import ASPECTS, Attempt, Subject, large
+from .findings import Failure, KernelTrial, Kind, Tally
+
+__all__ = ["LEVELS", "conform", "operators_of", "try_case"]
+
+_INFERENCE = (
+    *("dequantize_blockwise", "dequantize_4bit", "gemm_4bit", "grouped_gemm_4bit", "embedding_4bit"),
+    *("int8_vectorwise_quant", "int8_vectorwise_dequant", "int8_mm", "int8_mm_dequant", "int8_scaled_mm"),
+    *("int8_mixed_scaled_mm", "int8_linear"),
+)
+_QLORA = (*_INFERENCE, "quantize_4bit", "quantize_blockwise")
+_OPTIMIZERS = ("quantize_blockwise", "dequantize_blockwise", *(op for op in OPS if op.startswith("optimizer_")))
+
+# What a vendor may claim, and the operators that it takes.
+LEVELS: dict[str, tuple[str, ...]] = {
+    "inference": _INFERENCE,
+    "qlora": _QLORA,
+    "optimizers": _OPTIMIZERS,
+    "full": tuple(OPS),
+}
+LARGE = "more than 2^31 elements"
+
+
+def operators_of(level: str) -> tuple[str, ...]:
+    """The operators of a level. Raises ValueError for one that is unknown."""
+    if level not in LEVELS:
+        raise ValueError(f"there is no level {level!r}; there are {', '.join(LEVELS)}")
+    return LEVELS[level]
+
+
+def conform(device: str, ops: Iterable[str], cases: Level = "quick", *, beyond: bool = False) -> Iterator[KernelTrial]:
+    """Tries all kernels of a device for some operators, best first, the reference last.
+
+    cases: `full` for the long lists of sizes. beyond: also more than 2^31 elements, gigabytes each.
+    """
+    for op in ops:
+        known: dict[str, list[object]] = {}
+        for kernel in kernels_for(op, device):
+            if kernel.unavailable is None:
+                yield _tried(Subject(OPS[op], device, kernel, cases, known), beyond)
+
+
+def try_case(op: str, device: str, kernel: str, aspect: str, case: str, cases: Level = "full") -> list[str]:
+    """What is wrong with one case of one kernel, in sentences; nothing where it is right.
+
+    aspect: what is tried, as a failure names it. Raises ValueError for a kernel, an aspect or a case that is not there.
+    """
+    row = next((row for row in kernels_for(op, device) if row.name == kernel), None)
+    if row is None:
+        raise ValueError(f"{op} has no kernel {kernel!r} on {device}")
+    if aspect not in (*ASPECTS, LARGE):
+        raise ValueError(f"there is no aspect {aspect!r}; there are {', '.join(ASPECTS)}, {LARGE}")
+    attempts = (large if aspect == LARGE else ASPECTS[aspect])(Subject(OPS[op], device, row, cases))
+    found = next((attempt for attempt in attempts if attempt.case == case), None)
+    if found is None:
+        raise ValueError(f"{op} has no case {case!r} of {aspect}")
+    return list(found.outcome().sentences)
+
+
+def _tried(subject: Subject, beyond: bool) -> KernelTrial:
+    trial = KernelTrial(subject.op.name, subject.kernel.name, _kind(subject.kernel))
+    for aspect, attempts in (*ASPECTS.items(), *([(LARGE, large)] if beyond else [])):
+        for attempt in attempts(subject):
+            _note(trial, subject, aspect, attempt)
+    if not trial.passed and not trial.failures:
+        program = f"import bnb_core\nbnb_core.explain({subject.op.name!r}, device={subject.device!r})"
+        trial.failures.append(Failure("agreement", "all", ("it refuses every case of its operator",), program))
+    return trial
+
+
+def _kind(kernel: Kernel) -> Kind:
+    return "reference" if kernel.is_reference else "native" if kernel.is_native else "composed"
+
+
+def _note(trial: KernelTrial, subject: Subject, aspect: str, attempt: Attempt) -> None:
+    outcome = attempt.outcome()
+    tallies = [trial.aspects.setdefault(aspect, Tally())]
+    if aspect == "agreement":
+        tallies.append(trial.dtypes.setdefault(attempt.dtype, Tally()))
+    for tally in tallies:
+        tally.passed += not (outcome.sentences or outcome.refused)
+        tally.refused += outcome.refused
+        tally.failed += bool(outcome.sentences)
+        tally.share = max(tally.share, outcome.share)
+    if outcome.sentences:
+        program = _program(subject.op, subject, aspect, attempt.case)
+        trial.failures.append(Failure(aspect, attempt.case, outcome.sentences, program))
+
+
+def _program(op: Op, subject: Subject, aspect: str, case: str) -> str:
+    arguments = ", ".join(map(repr, (op.name, subject.device, subject.kernel.name, aspect, case, subject.level)))
+    return f"import bnb_core\nfrom bnb_core.conformance import try_case\nprint(*try_case({arguments}), sep='\\n')"
