@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +15,28 @@ import torch
 from torch import Tensor
 
 from bnb_core import cli, ops_registry
-from bnb_core.conformance import LEVELS, KernelTrial, as_markdown, conform, operators_of, try_case
-from bnb_core.ops_registry import OPS, Kernel
+from bnb_core.conformance import (
+    LEVELS,
+    SCENARIOS,
+    Failure,
+    Findings,
+    KernelTrial,
+    as_html,
+    as_markdown,
+    claims,
+    conform,
+    end_to_end,
+    operators_of,
+    speed,
+    speed_of,
+    try_case,
+    try_scenario,
+)
+from bnb_core.conformance.attempts import ASPECTS, Subject
+from bnb_core.conformance.golden import golden_cases
+from bnb_core.conformance.large import LARGE
+from bnb_core.ops_registry import OPS, QUANT_TYPES, Kernel, Tolerance, differences, kernels_for
+from bnb_core.ops_registry.formats import BLOCKSIZES, STORAGES
 
 pytestmark = pytest.mark.usefixtures("nothing_forced")
 
@@ -36,7 +57,8 @@ def dequantize(fault: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         with ops_registry.force("reference"):
             value = right(A, absmax, blocksize, quant_type, shape, dtype)
-        return fault(value, A, absmax, blocksize)
+        value = fault(value, A, absmax, blocksize)
+        return value if out is None else out.copy_(value)
 
     return kernel
 
@@ -81,15 +103,25 @@ def raises(value: Tensor, *rest: Any) -> Tensor:
     raise KeyError("no such card")
 
 
+def takes_strided_scales_as_contiguous(value: Tensor, A: Tensor, absmax: Tensor, blocksize: int) -> Tensor:
+    if absmax.is_contiguous() or absmax.numel() < 2:
+        return value
+    each = absmax.reshape(-1).repeat_interleave(blocksize)[: value.numel()]
+    wrong = absmax.as_strided((absmax.numel(),), (1,)).repeat_interleave(blocksize)[: value.numel()]
+    return (value.flatten().float() / each * wrong).to(value.dtype).reshape(value.shape).clone()
+
+
+# What finds a fault, and what is said of it.
 FAULTS = {
-    swapped_nibbles: "result",
-    wrong_tail: "result",
-    scales_one_block_off: "result",
-    mutated_input: "it wrote to absmax, which its schema does not mark as mutated",
-    view: "a result is a view",
-    other_bits_each_time: "two calls gave other bits",
-    wrong_dtype: "torch.float64",
-    raises: "it raised KeyError: 'no such card'",
+    swapped_nibbles: ("golden bytes", "result"),
+    wrong_tail: ("agreement", "result"),
+    scales_one_block_off: ("agreement", "result"),
+    takes_strided_scales_as_contiguous: ("strided", "result"),
+    mutated_input: ("agreement", "it wrote to absmax, which its schema does not mark as mutated"),
+    view: ("agreement", "a result is a view"),
+    other_bits_each_time: ("agreement", "two calls gave other bits"),
+    wrong_dtype: ("agreement", "torch.float64"),
+    raises: ("agreement", "it raised KeyError: 'no such card'"),
 }
 
 
@@ -99,97 +131,251 @@ def planted() -> Iterator[Callable[..., KernelTrial]]:
     rows: list[Kernel] = []
 
     def plant(fault: Callable[..., Any], **fields: Any) -> KernelTrial:
-        row = Kernel(op="dequantize_4bit", device="cpu", name="toy/a", fn=dequantize(fault), priority=99, **fields)
+        fields = {"op": "dequantize_4bit", "fn": dequantize(fault)} | fields
+        row = Kernel(device="cpu", name="toy/a", priority=99, **fields)
         ops_registry.register_kernels([row])
         rows.append(row)
-        return next(conform("cpu", ["dequantize_4bit"]))
+        return next(conform("cpu", [row.op]))
 
     yield plant
     for row in rows:
         ops_registry.unregister_kernel(row)
 
 
+def same(value: Tensor, *rest: Any) -> Tensor:
+    return value
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_planted_fault_is_caught(fault: Callable[..., Any], planted: Callable[..., KernelTrial]) -> None:
     trial = planted(fault)
     assert (trial.op, trial.kernel, trial.kind) == ("dequantize_4bit", "toy/a", "native")
-    assert any(FAULTS[fault] in failure.sentence for failure in trial.failures)
+    aspect, sentence = FAULTS[fault]
+    assert any(sentence in said for failure in trial.failures if failure.aspect == aspect for said in failure.sentences)
+    assert trial.aspects[aspect].failed
+
+
+def test_an_out_form_that_writes_nothing_is_caught(planted: Callable[..., KernelTrial]) -> None:
+    right_kernel = dequantize(same)
+
+    def writes_nothing(
+        A: Tensor,
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        shape: list[int],
+        dtype: torch.dtype,
+        out: Tensor | None = None,
+    ) -> Any:
+        return right_kernel(A, absmax, blocksize, quant_type, shape, dtype)
+
+    trial = planted(same, fn=writes_nothing)
+    assert {failure.aspect for failure in trial.failures} == {"out form"}
+
+
+def test_a_fault_that_the_reference_shares_is_caught_by_golden_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = kernels_for("dequantize_4bit", "cpu")[-1]
+    original = reference.function
+
+    def swapped(*args: Any, out: Tensor | None = None) -> Any:
+        value = swapped_nibbles(original(*args))
+        return value if out is None else out.copy_(value)
+
+    monkeypatch.setitem(vars(reference), "function", swapped)
+    (trial,) = (trial for trial in conform("cpu", ["dequantize_4bit"]) if trial.kind == "reference")
+    assert {failure.aspect for failure in trial.failures} == {"golden bytes"}
+
+
+def test_a_tolerance_too_loose_is_refused() -> None:
+    row = Kernel(op="gemm_4bit", device="cpu", name="toy/a", fn=raises, tolerance=Tolerance({torch.float32: 1e-3}))
+    with pytest.raises(ValueError, match=r"toy/a declares .* for gemm_4bit, looser than the operator's"):
+        ops_registry.register_kernels([row])
 
 
 def test_a_right_kernel_passes_every_case(planted: Callable[..., KernelTrial]) -> None:
-    trial = planted(lambda value, *rest: value, limits={"blocksize": {64}})
+    trial = planted(same, limits={"blocksize": {64}})
     assert not trial.failures
-    cases = len(list(OPS["dequantize_4bit"].each_case("cpu")))
-    assert trial.passed > 0 and trial.refused > 0 and trial.passed + trial.refused == cases
+    tally = trial.aspects["agreement"]
+    row = kernels_for("dequantize_4bit", "cpu")[0]
+    assert tally.passed > 0 and tally.refused > 0
+    assert tally.passed + tally.refused == len(Subject(OPS["dequantize_4bit"], "cpu", row).cases)
+    assert set(trial.dtypes) == {"float32", "float16", "bfloat16"}
+    assert trial.share == 0 and all(trial.aspects[name].passed for name in trial.aspects if name != "golden bytes")
+
+
+def test_the_distance_is_a_share_of_the_tolerance(planted: Callable[..., KernelTrial]) -> None:
+    def half(*args: Any, out: Tensor | None = None) -> Any:
+        with ops_registry.force("reference"):
+            value = torch.ops.bnb_core.gemm_4bit.default(*args)
+        # fp32 has the tightest tolerance, 4e-6 of the largest value
+        value = value + value.abs().max() * 2e-6 if value.dtype == torch.float32 and value.numel() else value
+        return value if out is None else out.copy_(value)
+
+    trial = planted(same, op="gemm_4bit", fn=half)
+    shares = {name: tally.share for name, tally in trial.dtypes.items()}
+    assert 0.4 < shares["float32"] < 0.6 and shares["float16"] == 0
+
+
+def test_every_dtype_storage_and_block_size_is_tried() -> None:
+    row = kernels_for("quantize_4bit", "cpu")[-1]
+    op = OPS["quantize_4bit"]
+    tried = [op.complete(case.args) for case in Subject(op, "cpu", row).cases]
+    assert {args[1] for args in tried} == set(BLOCKSIZES)
+    assert {args[3] for args in tried} == set(STORAGES) and {args[2] for args in tried} == set(QUANT_TYPES)
 
 
 def test_a_kernel_that_takes_nothing_fails(planted: Callable[..., KernelTrial]) -> None:
-    trial = planted(lambda value, *rest: value, why_not=lambda *args: "not today")
-    assert [failure.sentence for failure in trial.failures] == ["it refuses every case of its operator"]
+    trial = planted(same, why_not=lambda *args: "not today")
+    assert ("it refuses every case of its operator",) in [failure.sentences for failure in trial.failures]
 
 
 def test_a_refusal_that_raises_is_a_failure(planted: Callable[..., KernelTrial]) -> None:
     def broken(*args: Any) -> str:
         raise KeyError("no such table")
 
-    trial = planted(lambda value, *rest: value, why_not=broken)
-    assert trial.failures and all("it raised KeyError: 'no such table'" in f.sentence for f in trial.failures)
+    trial = planted(same, why_not=broken)
+    assert trial.failures and "it raised KeyError: 'no such table'" in trial.failures[0].sentences[0]
 
 
 def test_the_program_of_a_failure_shows_it_again(
     planted: Callable[..., KernelTrial], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failure = planted(wrong_tail).failures[0]
-    assert len(failure.program.splitlines()) == 3
-    exec(failure.program, {})
-    assert failure.sentence in capsys.readouterr().out
+    for aspect, failure in {failure.aspect: failure for failure in planted(wrong_tail).failures}.items():
+        assert len(failure.program.splitlines()) == 3 and repr(aspect) in failure.program
+        exec(failure.program, {})
+        assert failure.sentences[0] in capsys.readouterr().out
 
 
 def test_a_case_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="dequantize_4bit has no kernel 'cpu/abacus' on cpu"):
-        try_case("dequantize_4bit", "cpu", "cpu/abacus", "x")
-    with pytest.raises(ValueError, match="dequantize_4bit has no case 'x'"):
-        try_case("dequantize_4bit", "cpu", "reference", "x")
+        try_case("dequantize_4bit", "cpu", "cpu/abacus", "agreement", "x")
+    with pytest.raises(ValueError, match="dequantize_4bit has no case 'x' of strided"):
+        try_case("dequantize_4bit", "cpu", "reference", "strided", "x")
+    with pytest.raises(ValueError, match="there is no aspect 'colour'; there are agreement, golden bytes, "):
+        try_case("dequantize_4bit", "cpu", "reference", "colour", "x")
+    with pytest.raises(ValueError, match="there is no scenario 'x'; there are Linear4bit"):
+        try_scenario("cpu", "x")
 
 
-def test_what_a_device_does_not_have_is_named() -> None:
-    assert [(t.kernel, t.kind) for t in conform("npu", ["int8_mm"])] == [("reference", "reference")]
+def test_names_of_cases_tell_them_apart() -> None:
+    for op in OPS.values():
+        for attempts in ASPECTS.values():
+            names = [attempt.case for attempt in attempts(Subject(op, "cpu", kernels_for(op.name, "cpu")[-1]))]
+            assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if any(golden_cases(op, "cpu"))])
+def test_golden_bytes_are_those_of_the_kernels(op: str, device: torch.device) -> None:
+    for case in golden_cases(op, device.type):
+        args = torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, OPS[op].complete(case.args))
+        with ops_registry.fallback("allow"):
+            results = getattr(torch.ops.bnb_core, op).default(*args)
+        found = [] if results is None else list(results) if isinstance(results, tuple) else [results]
+        found += [args[i] for i in OPS[op].mutated]
+        assert not differences(found, case.results, OPS[op].tolerance), case.name
 
 
 def test_levels() -> None:
     assert set(LEVELS) == {"inference", "qlora", "optimizers", "full"}
     assert all(set(ops) <= set(OPS) for ops in LEVELS.values())
     assert set(operators_of("full")) == set(OPS)
+    assert {level for scenario in SCENARIOS for level in scenario.levels} == set(LEVELS)
     with pytest.raises(ValueError, match="there is no level 'some'; there are inference, qlora"):
         operators_of("some")
 
 
-def test_the_command_and_its_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = tmp_path / "found.json"
-    assert cli.main(["conformance", "--op", "int8_vectorwise_dequant", "--report", str(written)]) == 0
-    printed = capsys.readouterr().out
-    found = json.loads(written.read_text())
-    rows = [k for k in ops_registry.kernels_for("int8_vectorwise_dequant", "cpu") if k.unavailable is None]
-    own = [kernel.name for kernel in rows if not kernel.is_reference]
-    assert [trial["kernel"] for trial in found["trials"]] == (own or ["reference"])
-    assert f"{len(own)} kernels conform" in printed
-
-
-def test_a_whole_level_ends_with_layers_and_a_training_step(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("op", "found"),
+    [
+        ("dequantize_4bit", ["gradients"]),
+        ("quantize_4bit", ["quantized here"]),
+        ("gemm_4bit", ["forward", "checkpoint"]),
+    ],
+)
+def test_a_fault_is_found_by_what_is_built_on_it(
+    op: str, found: list[str], planted: Callable[..., KernelTrial]
 ) -> None:
-    monkeypatch.setitem(LEVELS, "inference", ("int8_vectorwise_dequant",))
-    assert cli.main(["conformance", "--level", "inference"]) == 0
-    assert "kernels conform; end to end (32-bit Adam, 8-bit Adam, Linear4bit" in capsys.readouterr().out
+    def doubled(*args: Any, out: Tensor | None = None) -> Any:
+        with ops_registry.force("reference"):
+            value = getattr(torch.ops.bnb_core, op).default(*args)
+        return (value[0], 2 * value[1]) if isinstance(value, tuple) else 2 * value
+
+    assert planted(same, op=op, fn=doubled).failures
+    names = [f"Linear4bit nf4 float32, {what}" for what in ("forward", "checkpoint", "quantized here", "gradients")]
+    trials = list(end_to_end("cpu", names=names))
+    assert [trial.name for trial in trials] == names
+    assert [trial.name.rpartition(", ")[2] for trial in trials if trial.failure] == found
+
+
+def test_scenarios_name_the_kernels_that_ran() -> None:
+    name = "adam, 8-bit state"
+    (trial,) = end_to_end("cpu", names=[name])
+    (kernel,) = trial.kernels
+    first = next(row for row in kernels_for("optimizer_step_8bit_blockwise", "cpu") if row.unavailable is None)
+    assert kernel == f"optimizer_step_8bit_blockwise: {first.name}" and trial.failure is None
+
+
+def test_times_are_of_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed._Sizes, "rows", 16)
+    monkeypatch.setattr(speed, "SECONDS", 1e-4)
+    for op in OPS:
+        row = next(row for row in kernels_for(op, "cpu") if row.unavailable is None)
+        found = speed_of(op, "cpu", row)
+        if row.is_reference:
+            assert found is None
+        else:
+            assert found is not None and min(found.seconds, found.reference, found.copy, found.megabytes) > 0
+
+
+def test_the_command_and_its_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    files = [tmp_path / f"found.{kind}" for kind in ("json", "md", "html", "png")]
+    reports = [word for file in files for word in ("--report", str(file))]
+    assert cli.main(["conformance", "--op", "int8_vectorwise_dequant", *reports]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(files[0].read_text())
+    rows = [k.name for k in kernels_for("int8_vectorwise_dequant", "cpu") if k.unavailable is None]
+    assert [trial["kernel"] for trial in found["kernels"]] == rows
+    assert f"{len(rows)} kernels conform" in printed
+    assert (found["kernels"][0]["speed"] is None) == (rows[0] == "reference")
+    assert "| `int8_vectorwise_dequant` | `reference` | reference | 15 | 0 | 0 | same bits |" in files[1].read_text()
+    assert "<code>int8_vectorwise_dequant</code>" in files[2].read_text()
+    assert files[3].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_level_says_what_may_be_claimed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(LEVELS, "optimizers", ("optimizer_step_32bit",))
+    assert cli.main(["conformance", "--level", "optimizers", "--no-times"]) == 0
+    printed = capsys.readouterr().out
+    assert "level optimizers holds: operators: " in printed
+    assert "level inference" not in printed
+    assert "18 scenarios of layers and optimizers pass" in printed
 
 
 def test_the_command_says_what_failed(planted: Callable[..., KernelTrial], capsys: pytest.CaptureFixture[str]) -> None:
     trial = planted(wrong_tail)
-    assert cli.main(["conformance", "--op", "dequantize_4bit"]) == 1
+    assert cli.main(["conformance", "--op", "dequantize_4bit", "--no-times"]) == 1
     printed = capsys.readouterr().out
     assert "toy/a            failed" in printed and "kernels FAILED" in printed and "try_case(" in printed
-    page = as_markdown("cpu", [trial])
-    assert "| `dequantize_4bit` | `toy/a` | native | " in page and "```python\nimport bnb_core" in page
+    findings = Findings("cpu", "operators", {"machine": "<none>"}, [trial])
+    assert findings.failed == 1
+    text = as_markdown(findings)
+    assert "| `dequantize_4bit` | `toy/a` | native | " in text and "```python\nimport bnb_core" in text
+    page = as_html(findings)
+    assert (
+        "<td class=failed>" in page and "&lt;none&gt;" in page and "from bnb_core.conformance import try_case" in page
+    )
+
+
+def test_claims_need_every_operator_and_the_scenarios(planted: Callable[..., KernelTrial]) -> None:
+    scenarios = list(end_to_end("cpu", names=["adam, 8-bit state"]))
+    trials = [KernelTrial(op, "reference", "reference") for op in operators_of("optimizers")]
+    assert not list(claims(Findings("cpu", "full", {}, trials[1:], scenarios)))
+    ((level, holds, why),) = claims(Findings("cpu", "full", {}, trials, scenarios))
+    assert (level, holds, why) == ("optimizers", True, f"operators: 0 native, 0 composed, {len(trials)} reference")
+    trials[0].failures.append(Failure("agreement", "x", ("wrong",), ""))
+    ((level, holds, why),) = claims(Findings("cpu", "full", {}, trials, scenarios))
+    assert (holds, why) == (False, "fails in quantize_blockwise")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +383,7 @@ def test_the_command_says_what_failed(planted: Callable[..., KernelTrial], capsy
     [
         (["--device", "abacus"], "there is no device abacus here; there is cpu"),
         (["--op", "gemm"], "there is no operator gemm; there are "),
-        (["--report", "found.pdf"], "found.pdf is neither of .json, .md"),
+        (["--report", "found.pdf"], "found.pdf is none of .html, .json, .md, .png"),
         (["--report", "no/such/found.md"], "no/such/found.md: there is no folder"),
     ],
 )
@@ -206,9 +392,27 @@ def test_wrong_use_is_one_sentence(arguments: list[str], sentence: str, capsys: 
     assert sentence in capsys.readouterr().err
 
 
-def test_it_is_a_suite_for_pytest_too(tmp_path: Path) -> None:
+def run_pytest(folder: Path, *arguments: str, **environment: str) -> str:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "bnb_core.conformance"]
     done = subprocess.run(
-        [*command, "-k", "int8_mm_dequant"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, *arguments], cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False
     )
-    assert "1 passed" in done.stdout or "1 skipped" in done.stdout, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_it_is_a_suite_for_pytest_too(tmp_path: Path) -> None:
+    printed = run_pytest(tmp_path, "-k", "int8_mm_dequant or (adam and not adamw and 8-bit)")
+    assert "2 passed" in printed, printed
+    printed = run_pytest(tmp_path, BNB_CORE_TEST_LEVEL="all")
+    assert "BNB_CORE_TEST_LEVEL is 'all', expected 'quick' or 'full'" in printed
+
+
+def test_what_is_large_has_arguments_that_a_check_takes() -> None:
+    """On the meta device: no memory is touched."""
+    for case in LARGE:
+        op = OPS[case.op]
+        args = op.complete(case.args("meta"))
+        op.check(*args)
+        sizes = [arg.numel() for arg in args if isinstance(arg, Tensor)]
+        sizes += [torch.Size(result.shape).numel() for result in op.results(*args) if result]
+        assert max(2 * size if "4bit" in case.op else size for size in sizes) > 2**31

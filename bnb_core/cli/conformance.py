@@ -113,7 +113,7 @@ def _refuse_wrong_use(args: argparse.Namespace) -> None:
 
 
 def _machine(device: str) -> dict[str, str]:
-    name = platform.processor() or platform.machine()
+    name = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     if device != "cpu":
         name = getattr(torch.get_device_module(device), "get_device_name", lambda: device)()
     versions = f"bnb_core {__version__}, torch {torch.__version__}, Python {platform.python_version()}"

@@ -96,9 +96,15 @@ class Subject:
         for case in self.cases:
             of_dtype = found.setdefault(dtype_of(self.op, case.args), [])
             full = all(tensor.numel() for tensor in _tensors(case.args))
-            if full and len(of_dtype) < count and self.refusal(case.args) is None:
+            if full and len(of_dtype) < count and self._takes(case.args):
                 of_dtype.append(case)
         return [case for cases in found.values() for case in cases]
+
+    def _takes(self, args: tuple[Any, ...]) -> bool:
+        try:
+            return self.refusal(args) is None
+        except Exception:  # noqa: BLE001  `agreement` says what it raises
+            return False
 
     def refusal(self, args: tuple[Any, ...]) -> str | None:
         return self.kernel.refuses(self.op.complete(args))

@@ -35,7 +35,8 @@ CELL, ROW = 0.42, 0.21  # inches
 
 def draw_findings(findings: Findings, file: Path) -> None:
     """Writes a PNG. A number is how many cases passed; `more` are strided and bad input, golden bytes, opcheck, …"""
-    kernels = list(dict.fromkeys(trial.kernel for trial in findings.kernels))
+    order = {"native": 0, "composed": 1, "reference": 2}
+    kernels = list(dict.fromkeys(t.kernel for t in sorted(findings.kernels, key=lambda t: order[t.kind])))
     ops = list(dict.fromkeys(trial.op for trial in findings.kernels))
     subjects, whats = _axes_of(findings.scenarios)
     rows = max(len(ops), len(subjects))
