@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bnb_core.ops_registry import QUANT_TYPES
+from bnb_core.ops_registry.codebooks import dynamic_map
 
 __all__ = ["Golden", "golden_cases"]
 
@@ -27,14 +28,14 @@ class Golden:
     results: list[Any]
 
 
-# Blocks of 16: multiples of an eighth, zeros, one with NaN, one with Inf, and a tail of three.
-_BLOCK = [4.0, -4.0, 0.0, 2.0, -2.0, 1.0, -1.0, 0.5, -0.5, 3.0, -3.0, 1.5, -1.5, 0.0, 4.0, -0.0]
-_VALUES = [*_BLOCK, *[0.0] * 16, 1.0, nan, *[1.0] * 14, *[-inf, 1.0] * 8, -0.5, 0.125, 0.5]
+# Blocks of 64, which most kernels take: multiples of an eighth, zeros, one with NaN, one with Inf, a tail of three.
+_SIXTEEN = [4.0, -4.0, 0.0, 2.0, -2.0, 1.0, -1.0, 0.5, -0.5, 3.0, -3.0, 1.5, -1.5, 0.0, 4.0, -0.0]
+_VALUES = [*_SIXTEEN * 4, *[0.0] * 64, 1.0, nan, *[1.0] * 62, *[-inf, 1.0] * 32, -0.5, 0.125, 0.5]
 _SCALES = [4.0, 0.0, nan, nan, 0.5]
 # The even element in the high half; after an odd number of elements the code of 0.
 _PACKED = {
-    "nf4": "f07c 2a49 6e1b 37f7" + "77" * 24 + "0af7",
-    "fp4": "3b05 d7f6 e2a4 c030" + "00" * 24 + "b730",
+    "nf4": "f07c 2a49 6e1b 37f7" * 4 + "77" * 96 + "0af7",
+    "fp4": "3b05 d7f6 e2a4 c030" * 4 + "00" * 96 + "b730",
 }
 # What some codes mean, exactly in each dtype.
 _EXACT = {
@@ -63,50 +64,48 @@ def _quantize_4bit() -> Written:
         for dtype in _FLOATS:
             values = torch.tensor(_VALUES, dtype=dtype)
             results = [_bytes(_PACKED[quant_type]).view(-1, 1), torch.tensor(_SCALES)]
-            yield f"{quant_type} {dtype}", (values, 16, quant_type, torch.uint8), results
+            yield f"{quant_type} {dtype}", (values, 64, quant_type, torch.uint8), results
 
 
-def _words(quant_type: str) -> tuple[Tensor, list[float]]:
-    """34 codes of known value, an odd one in the last byte, and their values in blocks of 16 with scales 2, 0.5, 4."""
+def _words(quant_type: str, count: int) -> tuple[Tensor, Tensor, list[float]]:
+    """Codes of known value, the scales of their blocks of 64, and their values."""
     codes = list(_EXACT[quant_type])
-    order = [codes[(i * i + i // 3) % len(codes)] for i in range(33)]
-    packed = [order[i] << 4 | (order[i + 1] if i + 1 < len(order) else 0) for i in range(0, len(order), 2)]
-    scale = (2.0, 0.5, 4.0)
-    values = [_EXACT[quant_type][code] * scale[i // 16] for i, code in enumerate(order)]
-    return torch.tensor(packed, dtype=torch.uint8).view(-1, 1), values
+    order = [codes[(i * i + i // 3) % len(codes)] for i in range(count)]
+    packed = [order[i] << 4 | (order[i + 1] if i + 1 < count else 0) for i in range(0, count, 2)]
+    scales = [2.0, 0.5, 4.0][: -(-count // 64)]
+    values = [_EXACT[quant_type][code] * scales[i // 64] for i, code in enumerate(order)]
+    return torch.tensor(packed, dtype=torch.uint8).view(-1, 1), torch.tensor(scales), values
 
 
 def _dequantize_4bit() -> Written:
     for quant_type in QUANT_TYPES:
-        packed, values = _words(quant_type)
+        packed, scales, values = _words(quant_type, 133)
         for dtype in _FLOATS:
-            args = (packed, torch.tensor([2.0, 0.5, 4.0]), 16, quant_type, (3, 11), dtype)
-            yield f"{quant_type} {dtype}", args, [torch.tensor(values, dtype=dtype).view(3, 11)]
-            poisoned = (packed, torch.tensor([0.0, nan, 4.0]), 16, quant_type, (33,), dtype)
-            zeros = [0.0 * value for value in values[:16]]
-            want = torch.tensor([*zeros, *[nan] * 16, *values[32:]], dtype=dtype)
-            yield f"{quant_type} {dtype}, scales zero and NaN", poisoned, [want]
+            args = (packed, scales, 64, quant_type, (7, 19), dtype)
+            yield f"{quant_type} {dtype}", args, [torch.tensor(values, dtype=dtype).view(7, 19)]
+            poisoned = (packed, torch.tensor([0.0, nan, 4.0]), 64, quant_type, (133,), dtype)
+            want = [*(0.0 * value for value in values[:64]), *[nan] * 64, *values[128:]]
+            yield f"{quant_type} {dtype}, scales zero and NaN", poisoned, [torch.tensor(want, dtype=dtype)]
 
 
 def _gemm_4bit() -> Written:
-    # Rows of the identity pick the columns of the weight.
+    # Rows of the identity pick the columns of the weight, whose blocks straddle its rows.
     for quant_type in QUANT_TYPES:
-        packed, values = _words(quant_type)
-        weight = torch.tensor(values).view(3, 11)
+        packed, scales, values = _words(quant_type, 133)
+        weight = torch.tensor(values).view(7, 19).t()
         for dtype in _FLOATS:
-            bias = torch.tensor([1.0, 0.0, -2.0], dtype=dtype)
-            args = (torch.eye(11, dtype=dtype), packed, (3, 11), torch.tensor([2.0, 0.5, 4.0]), 16, quant_type)
-            yield f"{quant_type} {dtype}, identity", args, [weight.t().to(dtype).contiguous()]
-            yield f"{quant_type} {dtype}, bias", (*args, bias), [(weight.t() + bias.float()).to(dtype)]
+            bias = torch.tensor([1.0, 0.0, -2.0, 0.5, 8.0, 1.0, 1.0], dtype=dtype)
+            args = (torch.eye(19, dtype=dtype), packed, (7, 19), scales, 64, quant_type)
+            yield f"{quant_type} {dtype}, identity", args, [weight.to(dtype).contiguous()]
+            yield f"{quant_type} {dtype}, bias", (*args, bias), [(weight + bias.float()).to(dtype)]
 
 
 def _embedding_4bit() -> Written:
     for quant_type in QUANT_TYPES:
-        packed, values = _words(quant_type)
+        packed, scales, values = _words(quant_type, 192)
         for dtype in _FLOATS:
-            scales = torch.tensor([2.0, 0.5, 4.0])
-            args = (torch.tensor([2, 0, 2]), packed, (3, 11), scales, 16, quant_type, dtype)
-            yield f"{quant_type} {dtype}", args, [torch.tensor(values, dtype=dtype).view(3, 11)[[2, 0, 2]]]
+            args = (torch.tensor([2, 0, 2]), packed, (3, 64), scales, 64, quant_type, dtype)
+            yield f"{quant_type} {dtype}", args, [torch.tensor(values, dtype=dtype).view(3, 64)[[2, 0, 2]]]
 
 
 _CODE = [-1.0, -0.5, 0.0, 0.5, 1.0]
@@ -114,18 +113,30 @@ _CODE = [-1.0, -0.5, 0.0, 0.5, 1.0]
 
 def _quantize_blockwise() -> Written:
     # Of 4: on the boundaries -3, -1, 1 and 3 the lower value. Then zeros, a block with NaN, and a tail.
-    values = [4.0, -4.0, -3.0, -1.0, 1.0, 3.0, 3.25, -0.0, *[0.0] * 8, nan, *[1.0] * 7, 0.25, -0.5]
-    codes = [4, 0, 0, 1, 2, 3, 4, 2, *[2] * 8, *[2] * 8, 3, 0]
+    values = [*[4.0, -4.0, -3.0, -1.0, 1.0, 3.0, 3.25, -0.0] * 8, *[0.0] * 64, nan, *[1.0] * 63, 0.25, -0.5]
+    codes = [*[4, 0, 0, 1, 2, 3, 4, 2] * 8, *[2] * 128, 3, 0]
     for dtype in _FLOATS:
-        args = (torch.tensor(values, dtype=dtype), torch.tensor(_CODE), 8)
+        args = (torch.tensor(values, dtype=dtype), torch.tensor(_CODE), 64)
         yield f"{dtype}", args, [torch.tensor(codes, dtype=torch.uint8), torch.tensor([4.0, 0.0, nan, 0.5])]
+
+    # Of the dynamic map: 1 is its last code, 0 the one in the middle, -1 is beyond its first.
+    values, codes = [*[4.0, 0.0] * 32, 0.5, -0.5, 0.0], [*[255, 127] * 32, 255, 0, 127]
+    for dtype in _FLOATS:
+        args = (torch.tensor(values, dtype=dtype), dynamic_map(signed=True), 64)
+        yield f"{dtype}, dynamic map", args, [torch.tensor(codes, dtype=torch.uint8), torch.tensor([4.0, 0.5])]
 
 
 def _dequantize_blockwise() -> Written:
-    codes = torch.tensor([[0, 1, 2], [3, 4, 0], [4, 4, 1]], dtype=torch.uint8)
+    codes = torch.tensor([*[0, 1, 2, 3] * 16, *[4, 0] * 32, 4, 4, 1], dtype=torch.uint8)
+    values = [*[-4.0, -2.0, 0.0, 2.0] * 16, *[nan] * 64, 0.5, 0.5, -0.25]
     for dtype in _FLOATS:
-        args = (codes, torch.tensor([4.0, nan, 0.5]), torch.tensor(_CODE), 4, dtype)
-        yield f"{dtype}", args, [torch.tensor([[-4.0, -2.0, 0.0], [2.0, nan, nan], [nan, nan, -0.25]], dtype=dtype)]
+        args = (codes, torch.tensor([4.0, nan, 0.5]), torch.tensor(_CODE), 64, dtype)
+        yield f"{dtype}", args, [torch.tensor(values, dtype=dtype)]
+    codes = torch.tensor([*[255, 127] * 32, 255, 127, 127], dtype=torch.uint8)
+    for dtype in _FLOATS:
+        args = (codes, torch.tensor([4.0, 0.5]), dynamic_map(signed=True), 64, dtype)
+        want = torch.tensor([*[4.0, 0.0] * 32, 0.5, 0.0, 0.0], dtype=dtype)
+        yield f"{dtype}, dynamic map", args, [want]
 
 
 def _int8_vectorwise_quant() -> Written:
