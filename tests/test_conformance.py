@@ -338,6 +338,8 @@ def test_the_command_and_its_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [trial["kernel"] for trial in found["kernels"]] == rows
     assert f"{len(rows)} kernels conform" in printed
     assert (found["kernels"][0]["speed"] is None) == (rows[0] == "reference")
+    assert cli.main(["conformance", "--op", "int8_mm_dequant", "--kernel", "reference"]) == 0
+    assert "1 kernels conform" in capsys.readouterr().out
     assert "| `int8_vectorwise_dequant` | `reference` | reference | 15 | 0 | 0 | same bits |" in files[1].read_text()
     assert "<code>int8_vectorwise_dequant</code>" in files[2].read_text()
     assert files[3].read_bytes().startswith(b"\x89PNG")
@@ -382,6 +384,7 @@ def test_claims_need_every_operator_and_the_scenarios(planted: Callable[..., Ker
     ("arguments", "sentence"),
     [
         (["--device", "abacus"], "there is no device abacus here; there is cpu"),
+        (["--kernel", "cpu/abacus"], "cpu has no kernel cpu/abacus; there are "),
         (["--op", "gemm"], "there is no operator gemm; there are "),
         (["--report", "found.pdf"], "found.pdf is none of .html, .json, .md, .png"),
         (["--report", "no/such/found.md"], "no/such/found.md: there is no folder"),

@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Device, operators, cases, report."""
     parser.add_argument("--device", default="cpu", help="device type (cpu)")
     parser.add_argument("--op", action="append", metavar="NAME", help="one operator; can be given again")
+    parser.add_argument("--kernel", action="append", metavar="NAME", help="one kernel, as cpu/avx2; can be given again")
     parser.add_argument("--level", choices=LEVELS, default="full", help="the operators that a claim takes (full)")
     parser.add_argument("--all-cases", action="store_true", help="the long lists of sizes too, which takes minutes")
     parser.add_argument("--large", action="store_true", help="more than 2^31 elements too: gigabytes a case")
@@ -73,19 +74,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """A line for each kernel, layers and optimizers where no operator is named; status 1 where one failed."""
+    """A line for each kernel, layers and optimizers where no operator or kernel is named; status 1 where one failed."""
     _refuse_wrong_use(args)
     out = console()
-    findings = Findings(args.device, "operators" if args.op else args.level, _machine(args.device))
+    findings = Findings(args.device, "some" if args.op or args.kernel else args.level, _machine(args.device))
     cases: Level = "full" if args.all_cases else "quick"
-    for trial in conform(args.device, args.op or operators_of(args.level), cases, beyond=args.large):
+    ops = args.op or operators_of(args.level)
+    for trial in conform(args.device, ops, cases, kernels=args.kernel, beyond=args.large):
         if not args.no_times and not trial.failures:
             trial.speed = _speed(trial, args.device)
         findings.kernels.append(trial)
         out.print(_line(trial))
         for failure in trial.failures[:SHOWN]:
             _show(failure, out)
-    for scenario in () if args.op else end_to_end(args.device, args.level):
+    for scenario in () if args.op or args.kernel else end_to_end(args.device, args.level):
         findings.scenarios.append(scenario)
         if scenario.failure is not None:
             _show(scenario.failure, out)
@@ -105,6 +107,10 @@ def _refuse_wrong_use(args: argparse.Namespace) -> None:
     unknown = [op for op in args.op or () if op not in OPS]
     if unknown:
         raise CommandError(f"there is no operator {', '.join(unknown)}; there are {', '.join(OPS)}")
+    names = {row.name for op in OPS for row in kernels_for(op, args.device)}
+    unknown = [kernel for kernel in args.kernel or () if kernel not in names]
+    if unknown:
+        raise CommandError(f"{args.device} has no kernel {', '.join(unknown)}; there are {', '.join(sorted(names))}")
     for report in args.report or ():
         if report.suffix not in FORMATS:
             raise CommandError(f"{report} is none of {', '.join(FORMATS)}")

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -96,14 +97,15 @@ class Subject:
         for case in self.cases:
             of_dtype = found.setdefault(dtype_of(self.op, case.args), [])
             full = all(tensor.numel() for tensor in _tensors(case.args))
-            if full and len(of_dtype) < count and self._takes(case.args):
+            if full and len(of_dtype) < count and self.takes(case.args):
                 of_dtype.append(case)
         return [case for cases in found.values() for case in cases]
 
-    def _takes(self, args: tuple[Any, ...]) -> bool:
+    def takes(self, args: tuple[Any, ...]) -> bool:
+        """Whether the kernel declares so; a refusal that raises is for `agreement` to tell."""
         try:
             return self.refusal(args) is None
-        except Exception:  # noqa: BLE001  `agreement` says what it raises
+        except Exception:  # noqa: BLE001
             return False
 
     def refusal(self, args: tuple[Any, ...]) -> str | None:
@@ -298,11 +300,13 @@ def other_stream(subject: Subject) -> Iterator[Attempt]:
 
 
 def traced(subject: Subject) -> Iterator[Attempt]:
-    """opcheck: schema, fake tensors, and tracing by AOTAutograd with dynamic sizes."""
+    """opcheck of both forms: schema, fake tensors, and tracing by AOTAutograd with dynamic sizes."""
     called = subject.overload()
     if subject.op.mutated and not can_auto_functionalize(called):
         return
-    for case in subject.representative():
+    cases = subject.representative()
+    with_nan = (case for case in subject.cases if _has_nan(case.args) and subject.takes(case.args))
+    for case in (*cases, *islice(with_nan, 1)):
 
         def run(case: Case = case) -> Outcome:
             with force(subject.kernel.name):
@@ -310,6 +314,15 @@ def traced(subject: Subject) -> Iterator[Attempt]:
             return Outcome()
 
         yield Attempt(case.name, dtype_of(subject.op, case.args), run)
+    for case in cases[:1] if subject.op.out else ():
+
+        def run_out(case: Case = case) -> Outcome:
+            outs = [torch.zeros_like(want, device=subject.device) for want in subject.expected(case)]
+            with force(subject.kernel.name):
+                opcheck(subject.overload("out"), (*fresh(subject.op.complete(case.args)), *outs))
+            return Outcome()
+
+        yield Attempt(f"{case.name}, out form", dtype_of(subject.op, case.args), run_out)
 
 
 def large(subject: Subject) -> Iterator[Attempt]:
@@ -346,7 +359,7 @@ def opcheck(called: Any, args: tuple[Any, ...]) -> None:
     """torch's opcheck of an operator, but that two NaN count as equal. Raises what it raises, and AssertionError."""
     expected = fresh(args)
     expected = (called(*expected), expected)
-    nan = any(t.is_floating_point() and t.isnan().any() for t in _tensors([expected, args]))
+    nan = _has_nan([expected, args])
     checks = [name for name in OPCHECKS if not (nan and name == "test_aot_dispatch_dynamic")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -378,6 +391,10 @@ def _results(op: Op, returned: Any, args: tuple[Any, ...]) -> list[Any]:
 
 def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _has_nan(values: Any) -> bool:
+    return any(t.is_floating_point() and bool(t.isnan().any()) for t in _tensors(values))
 
 
 def _spread(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from bnb_core.ops_registry import OPS, Kernel, Op, kernels_for
 from bnb_core.ops_registry.cases import Level
@@ -37,15 +37,23 @@ def operators_of(level: str) -> tuple[str, ...]:
     return LEVELS[level]
 
 
-def conform(device: str, ops: Iterable[str], cases: Level = "quick", *, beyond: bool = False) -> Iterator[KernelTrial]:
-    """Tries all kernels of a device for some operators, best first, the reference last.
+def conform(
+    device: str,
+    ops: Iterable[str],
+    cases: Level = "quick",
+    *,
+    kernels: Collection[str] | None = None,
+    beyond: bool = False,
+) -> Iterator[KernelTrial]:
+    """Tries the kernels of a device for some operators, best first, the reference last.
 
-    cases: `full` for the long lists of sizes. beyond: also more than 2^31 elements, gigabytes each.
+    cases: `full` for the long lists of sizes. kernels: the names of those to try (all). beyond: also more than 2^31
+    elements, gigabytes each.
     """
     for op in ops:
         known: dict[str, list[object]] = {}
         for kernel in kernels_for(op, device):
-            if kernel.unavailable is None:
+            if kernel.unavailable is None and (kernels is None or kernel.name in kernels):
                 yield _tried(Subject(OPS[op], device, kernel, cases, known), beyond)
 
 
