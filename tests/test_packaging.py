@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NOT_SOURCES = shutil.ignore_patterns(
     ".*_cache", ".git", ".venv*", "__pycache__", "build", "dist", "*.egg-info", "*.so", "*.pyd", "demo-output"
 )
-QUICK = {"CMAKE_ARGS": "-DCMAKE_CXX_FLAGS_RELEASE=-O0"}
+QUICK = "-DCMAKE_CXX_FLAGS_RELEASE=-O0 -DBNB_CORE_LEVELS=scalar"
+LAUNCHER = Path(__file__).with_name("object_cache.py")
 TOOLS = ("setuptools", "cmake", "ninja", "pybind11")
 
 pytestmark = pytest.mark.skipif(
@@ -26,12 +29,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Builds that are quick: without optimization, for one level, each source compiled once for all of them."""
+    objects = tmp_path_factory.mktemp("objects")
+    launcher = f"-DCMAKE_CXX_COMPILER_LAUNCHER={sys.executable};-IS;{LAUNCHER};{objects}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMAKE_ARGS", QUICK if sys.platform == "win32" else f"{QUICK} {shlex.quote(launcher)}")
+        yield
+
+
 def run(*command: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs to success; on failure the test shows all that was printed."""
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
-        env={**os.environ, **QUICK, **env},
+        env={**os.environ, **env},
         text=True,
         capture_output=True,
         check=False,
@@ -156,18 +169,26 @@ def test_without_a_compiler_the_build_names_the_way_out(tree: Path, tmp_path: Pa
         build_wheel(source, tmp_path / "wheel", CXX="/nonexistent/c++")
 
 
+def test_a_level_that_does_not_exist_is_refused(tree: Path, tmp_path: Path) -> None:
+    source = tmp_path / "tree"
+    shutil.copytree(tree, source, symlinks=True, ignore=NOT_SOURCES)
+    with pytest.raises(AssertionError, match=r"BNB_CORE_LEVELS has sse9; on \S+ there are \S*scalar"):
+        build_wheel(source, tmp_path / "wheel", CMAKE_ARGS="-DBNB_CORE_LEVELS=scalar,sse9")
+
+
 def test_only_bnb_core_becomes_importable(installed: Path) -> None:
     assert sorted(path.name for path in installed.iterdir() if path.suffix != ".dist-info") == ["bin", "bnb_core"]
     code = (
         "import bnb_core, importlib.util as util, bnb_core.backends.cpu._native as native;"
-        "print(bnb_core.__file__); print(native.__file__);"
+        "print(bnb_core.__file__); print(native.__file__); print(list(native.LEVELS));"
         "print(util.find_spec('backends'), util.find_spec('ops_registry'))"
     )
-    package, native, specs = run(
+    package, native, levels, specs = run(
         sys.executable, "-c", code, cwd=installed.parent, PYTHONPATH=str(installed)
     ).stdout.splitlines()
     assert Path(package).parent == installed / "bnb_core"
     assert Path(native).parent == installed / "bnb_core/backends/cpu"
+    assert levels == "['scalar']", "the BNB_CORE_LEVELS of the build"
     assert specs == "None None"
 
 
