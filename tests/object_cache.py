@@ -1,6 +1,6 @@
 """A compiler launcher for builds of the same sources in several folders: what was compiled before is copied.
 
-python tests/object_cache.py FOLDER COMPILER ARGUMENT...
+python tests/object_cache.py FOLDER COMPILER ARGUMENT... -o OBJECT -c SOURCE
 """
 
 from __future__ import annotations
@@ -14,29 +14,26 @@ from pathlib import Path
 
 
 def main(folder: Path, command: list[str]) -> int:
-    """Runs a command of GCC or Clang, unless folder has what it made of the same preprocessed text and options."""
+    """Runs a command of CMake, unless folder has what the same one made of the same sources.
+
+    What is not in `backends/` (the headers of Python and pybind11) is that of the whole test session.
+    """
     if "-c" not in command or "-o" not in command:
         return subprocess.call(command)
-    place = command.index("-o")
-    out = Path(command[place + 1])
-    # The list of headers, which -MF asks for, is written here too.
-    preprocess = [*command[:place], *command[place + 2 :], "-E", "-P"]
-    preprocess.remove("-c")
-    text = subprocess.run(preprocess, stdout=subprocess.PIPE, check=False)
-    if text.returncode:
-        return text.returncode
-    options = [command[0], *(argument for argument in command if argument.startswith(("-f", "-g", "-m", "-O", "-s")))]
-    kept = folder / hashlib.sha256("\0".join(options).encode() + text.stdout).hexdigest()
-    if not kept.exists():
-        if status := subprocess.call(command):
-            return status
-        folder.mkdir(parents=True, exist_ok=True)
+    out, tree = command[command.index("-o") + 1], command[-1].rpartition("/backends/")[0]
+    key = hashlib.sha256(" ".join(command).replace(tree, "").encode())
+    for source in sorted(Path(tree, "backends").glob("*/csrc/**/*.*")):
+        key.update(source.read_bytes())
+    kept = folder / key.hexdigest()
+    if kept.exists():
+        shutil.copyfile(kept, out)
+        return 0
+    status = subprocess.call(command)
+    if status == 0:
         unfinished = folder / f"{kept.name}.{os.getpid()}"
         shutil.copyfile(out, unfinished)
         unfinished.replace(kept)
-    else:
-        shutil.copyfile(kept, out)
-    return 0
+    return status
 
 
 if __name__ == "__main__":
