@@ -83,16 +83,23 @@ class Plan:
             choice.always = choice.kernels[0]
         return choice
 
-    def ask(self, choice: Choice, args: tuple[Any, ...]) -> Kernel:
+    def ask(self, choice: Choice, args: tuple[Any, ...], warn: bool = True) -> Kernel:
         """The first kernel of the choice that does not refuse these arguments."""
         for kernel in choice.kernels:
             if kernel.refusal is None or (reason := kernel.refusal(*args)) is None:
                 if self._falls_back(kernel):
-                    self._fall_back(choice, args)
+                    self._fall_back(choice, args, warn)
                 return kernel
             if kernel.name in settings.forced:
                 self._refuse_forced(kernel, reason)
         raise NotImplementedError(f"{NAMESPACE}::{self.op.name} has no kernel for device {self.device}")
+
+    def chosen(self, args: tuple[Any, ...]) -> Kernel:
+        """The kernel that a call with these arguments runs, without a warning where that is the reference.
+
+        Raises as the call does.
+        """
+        return self.ask(self.choose(args), args, warn=False)
 
     def _falls_back(self, kernel: Kernel) -> bool:
         """True where this kernel in the place of a better one is worth a word."""
@@ -103,14 +110,14 @@ class Plan:
     def _refuse_forced(self, kernel: Kernel, reason: str) -> None:
         raise RuntimeError(f"{NAMESPACE}::{self.op.name}: the forced kernel {kernel.name} refuses: {reason}")
 
-    def _fall_back(self, choice: Choice, args: tuple[Any, ...]) -> None:
+    def _fall_back(self, choice: Choice, args: tuple[Any, ...], warn: bool) -> None:
         refusals = [f"{kernel.name}: {reason}" for kernel, reason in choice.refused]
         refusals += [f"{k.name}: {k.refusal(*args)}" for k in choice.kernels if k.refusal is not None]
         reason = "; ".join(refusals) or f"no kernel is registered for device {self.device}"
         sentence = f"{NAMESPACE}::{self.op.name} on {self.device} runs on the slow reference: {reason}"
         if settings.policy == "error":
             raise FallbackError(f"{sentence} (the fallback policy is 'error')")
-        if (self.op.name, self.device, reason) not in warned:
+        if warn and (self.op.name, self.device, reason) not in warned:
             warnings.warn(sentence, FallbackWarning, stacklevel=2)
             warned.add((self.op.name, self.device, reason))
 

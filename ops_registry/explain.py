@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .choosing import devices, forced_kernel
+from .choosing import devices, forced_kernel, plan_of
 from .kernels import ANY_DEVICE, Kernel, kernels_for, show
 from .op import NAMESPACE, OPS, Op
 from .settings import settings
@@ -16,12 +16,14 @@ __all__ = ["chosen_kernel", "explain"]
 
 
 def chosen_kernel(op: str, *args: Any) -> Kernel:
-    """The kernel that a call of an operator runs; it is not called. Raises what the operator's check raises."""
+    """The kernel that a call of an operator runs; it is not called.
+
+    Raises what the call would: of the operator's check, RuntimeError for a forced kernel that refuses, FallbackError.
+    """
     args = OPS[op].complete(args)
     OPS[op].check(*args)
     device = args[OPS[op].device_position].device.type
-    forced = forced_kernel(op, device)
-    return forced or next(kernel for kernel in kernels_for(op, device) if kernel.refuses(args) is None)
+    return plan_of(OPS[op], device).chosen(args)
 
 
 def explain(op: str, *args: Any, device: str | None = None) -> None:
