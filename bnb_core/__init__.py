@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from . import _entry
 from ._version import __version__
 
 if importlib.util.find_spec(f"{__name__}.ops_registry") is None:
@@ -20,12 +21,19 @@ if importlib.util.find_spec(f"{__name__}.ops_registry") is None:
 from . import ops_registry
 from .ops_registry import FallbackError, FallbackWarning, discover, explain, fallback, force
 
-discover(f"{__name__}.backends")
+try:
+    discover(f"{__name__}.backends")
+except ValueError as error:
+    if not _entry.is_command_line():
+        raise
+    _entry.refused = str(error)
+    ops_registry.settings.ignore_environment()
 
-from . import autograd, functional, nn, optim  # noqa: E402  they call operators
-from .autograd import MatmulLtState, matmul, matmul_4bit  # noqa: E402
-from .model_report import report  # noqa: E402
-from .quant_state import QuantState  # noqa: E402
+# They call operators.
+from . import autograd, functional, nn, optim
+from .autograd import MatmulLtState, matmul, matmul_4bit
+from .model_report import report
+from .quant_state import QuantState
 
 __all__ = [
     "FallbackError",

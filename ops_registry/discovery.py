@@ -8,16 +8,18 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 from .dispatch import register_kernels
 from .kernels import REFERENCE, Kernel
 from .paging import register_paged_memory
-from .settings import refuse_unknown_names, settings
+from .settings import check_environment
 
 __all__ = ["API_VERSION", "ENTRY_POINT_GROUP", "BackendRecord", "BackendUnavailable", "backends", "discover", "load"]
 
@@ -31,13 +33,17 @@ class BackendUnavailable(Exception):
 
 @dataclass(frozen=True)
 class BackendRecord:
-    """What became of a backend: `loaded`, `unavailable` (nothing is wrong, it cannot run here) or `failed`."""
+    """What became of a backend: `loaded`, `unavailable` (nothing is wrong, it cannot run here) or `failed`.
+
+    package: name and version of the distribution that its entry point is of.
+    """
 
     name: str
     source: str
     status: Literal["loaded", "unavailable", "failed"]
     reason: str = ""
     kernels: tuple[Kernel, ...] = ()
+    package: str = ""
 
 
 _records: list[BackendRecord] = []
@@ -48,7 +54,7 @@ def backends() -> tuple[BackendRecord, ...]:
     return tuple(_records)
 
 
-def load(name: str, source: str, find_module: Callable[[], ModuleType]) -> BackendRecord:
+def load(name: str, source: str, find_module: Callable[[], ModuleType], package: str = "") -> BackendRecord:
     """Imports one backend, registers its rows, and records what came of it.
 
     A backend module has `API_VERSION`, `is_available()` and `KERNELS`, and may have a `shortcut` (see `dispatch`) and
@@ -72,20 +78,28 @@ def load(name: str, source: str, find_module: Callable[[], ModuleType]) -> Backe
         if hasattr(module, "paged_memory"):
             for device in {kernel.device for kernel in kernels}:
                 register_paged_memory(device, module.paged_memory)
-        record = BackendRecord(name, source, "loaded", kernels=kernels)
+        record = BackendRecord(name, source, "loaded", "", kernels, package)
     except BackendUnavailable as error:
-        record = BackendRecord(name, source, "unavailable", str(error))
+        record = BackendRecord(name, source, "unavailable", str(error), package=package)
     except (Exception, SystemExit) as error:  # noqa: BLE001  a vendor's module may raise anything; none of it may break ours
-        record = BackendRecord(name, source, "failed", f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}{_place(error)}"
+        record = BackendRecord(name, source, "failed", reason, package=package)
     _records.append(record)
     return record
+
+
+def _place(error: BaseException) -> str:
+    """Where a backend's own line raised it; empty where discovery or the import system did."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    ours = {Path(str(module)).parent for module in (__file__, importlib.__file__, importlib.metadata.__file__)}
+    return "" if Path(frames[-1].filename).parent in ours else f" ({frames[-1].filename}:{frames[-1].lineno})"
 
 
 def discover(package: str) -> None:
     """Loads the backends under `package`, the reference first, then those of the entry points.
 
-    Raises ValueError where `BNB_CORE_FORCE` names a kernel that is not there, with the reasons of the backends that did
-    not load, and ImportError where the reference itself fails.
+    Raises ValueError where `BNB_CORE_FALLBACK` is no policy or `BNB_CORE_FORCE` names a kernel that is not there, with
+    the reasons of the backends that did not load, and ImportError where the reference itself fails.
     """
     folder = importlib.import_module(package)
     found = {module.name for module in pkgutil.iter_modules(folder.__path__) if not module.name.startswith("_")}
@@ -95,6 +109,7 @@ def discover(package: str) -> None:
     if _records[0].status != "loaded":
         raise ImportError(f"the reference backend of bnb_core did not load: {_records[0].reason}")
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        load(entry.name, f"entry point {entry.value}", entry.load)
+        package = "" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+        load(entry.name, f"entry point {entry.value}", entry.load, package)
     missing = "".join(f"; backend {r.name} is {r.status}: {r.reason}" for r in _records if r.status != "loaded")
-    refuse_unknown_names(settings.forced, missing)
+    check_environment(missing)

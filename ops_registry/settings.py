@@ -15,9 +15,10 @@ import torch
 from .compositions import COMPOSED
 from .kernels import rows
 
-__all__ = ["fallback", "force", "new_epoch", "refuse_unknown_names", "settings"]
+__all__ = ["check_environment", "fallback", "force", "ignore_environment", "new_epoch", "settings"]
 
 FALLBACK_POLICIES = ("error", "warn", "allow")
+DEFAULT_POLICY = "warn"
 
 
 class _Settings:
@@ -27,9 +28,7 @@ class _Settings:
         self.lock = threading.Lock()
         self.epoch = 0
         self.forced = tuple(n.strip() for n in os.environ.get("BNB_CORE_FORCE", "").split(",") if n.strip())
-        self.policy = os.environ.get("BNB_CORE_FALLBACK", "") or "warn"
-        if self.policy not in FALLBACK_POLICIES:
-            raise ValueError(f"BNB_CORE_FALLBACK is {self.policy!r}, expected one of {', '.join(FALLBACK_POLICIES)}")
+        self.policy = os.environ.get("BNB_CORE_FALLBACK", "") or DEFAULT_POLICY
 
 
 settings = _Settings()
@@ -79,7 +78,8 @@ def force(*names: str) -> _Setting:
     Raises ValueError for a name that no kernel has, RuntimeError inside a compiled region.
     """
     _refuse_in_compiled_region("force")
-    refuse_unknown_names(names)
+    if unknown := _unknown(names):
+        raise ValueError(unknown)
     return _Setting("force", "forced", names)
 
 
@@ -97,12 +97,30 @@ def fallback(policy: str) -> _Setting:
     return _Setting("fallback", "policy", policy)
 
 
-def refuse_unknown_names(names: Sequence[str], hint: str = "") -> None:
-    """Raises ValueError for kernel names that no row has; `hint` ends the sentence."""
+def check_environment(hint: str) -> None:
+    """Raises ValueError where `BNB_CORE_FALLBACK` is no policy, or `BNB_CORE_FORCE` has names that no kernel has.
+
+    hint: ends that sentence.
+    """
+    if settings.policy not in FALLBACK_POLICIES:
+        raise ValueError(f"BNB_CORE_FALLBACK is {settings.policy!r}, expected one of {', '.join(FALLBACK_POLICIES)}")
+    if unknown := _unknown(settings.forced):
+        raise ValueError(f"BNB_CORE_FORCE: {unknown}{hint}")
+
+
+def ignore_environment() -> None:
+    """Sets what stands in the environment back to the defaults."""
+    with settings.lock:
+        _Setting._entered.update(forced=[()], policy=[DEFAULT_POLICY])
+        settings.forced, settings.policy = (), DEFAULT_POLICY
+        settings.epoch += 1
+
+
+def _unknown(names: Sequence[str]) -> str:
+    """A sentence about the names that no kernel has; empty where there are none."""
     known = dict.fromkeys((*(kernel.name for kernel in rows()), COMPOSED))
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"no kernel is named {', '.join(unknown)}; known are {', '.join(known)}{hint}")
+    unknown = ", ".join(name for name in names if name not in known)
+    return unknown and f"no kernel is named {unknown}; known are {', '.join(known)}"
 
 
 def _refuse_in_compiled_region(what: str) -> None:

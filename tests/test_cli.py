@@ -46,6 +46,7 @@ def run(*arguments: object, before: str = "pass") -> subprocess.CompletedProcess
 # -- info, check, explain --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("nothing_forced")
 @pytest.mark.parametrize("arguments", [[], ["info"]])
 def test_info_says_what_is_there(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 0
@@ -66,16 +67,98 @@ def test_module_runs() -> None:
     assert (done.returncode, done.stdout) == (0, f"bnb_core {bnb_core.__version__}\n")
 
 
+def words(printed: str) -> str:
+    """What was printed, as if it had one line."""
+    return " ".join(printed.split())
+
+
+@pytest.mark.usefixtures("nothing_forced")
+def test_info_says_of_each_kernel_why_it_does_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    def nothing() -> None:
+        """Never called."""
+
+    named = {"op": "int8_mm", "device": "cpu", "fn": nothing}
+    first = ops_registry.Kernel(name="toy/first", priority=100, **named)
+    better = ops_registry.Kernel(name="toy/better", priority=200, unavailable="the cow is out", **named)
+    ops_registry.register_kernels([first, better])
+    try:
+        assert cli.main(["info"]) == 0
+        printed = words(capsys.readouterr().out)
+        assert "cpu toy/better 1 the cow is out" in printed
+        assert "cpu toy/first 1 1 cpu " in printed
+        assert "toy/first comes first" in printed
+        for kernel in ops_registry.kernels_for("int8_mm", "cpu"):
+            assert kernel.unavailable is None or kernel.unavailable in printed
+        with bnb_core.force("toy/better"):
+            assert cli.main(["info"]) == 0
+        printed = words(capsys.readouterr().out)
+        assert "cpu toy/better 1 the cow is out" in printed
+        assert "toy/better is forced" in printed
+        assert "int8_mm none: toy/better is forced" in printed
+    finally:
+        for kernel in (first, better):
+            ops_registry.unregister_kernel(kernel)
+
+
+def run_module(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bnb_core", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("BNB_CORE_FORCE", "cpu/avx1024", "BNB_CORE_FORCE: no kernel is named cpu/avx1024; known are reference, "),
+        ("BNB_CORE_FALLBACK", "maybe", "BNB_CORE_FALLBACK is 'maybe', expected one of error, warn, allow"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_and_info_prints_what_is_there(name: str, value: str, sentence: str) -> None:
+    others = {"BNB_CORE_FORCE": "", "BNB_CORE_FALLBACK": ""}
+    for arguments in ([], ["explain", "int8_mm"]):
+        done = run_module(*arguments, **others | {name: value})
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"bnb-core: {sentence}")
+        assert len(done.stderr.splitlines()) == 1
+        assert ("Backends" in done.stdout and "optimizer_step_8bit" in done.stdout) == (not arguments)
+    assert run_module("--version", **others | {name: value}).returncode == 0
+    script = Path(sys.executable).with_name("bnb-core")
+    if script.exists():
+        done = subprocess.run([script], env=os.environ | others | {name: value}, capture_output=True, text=True)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    imported = subprocess.run(
+        [sys.executable, "-c", "import bnb_core", "-m", "bnb_core"],
+        env=os.environ | others | {name: value},
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" in imported.stderr and f"ValueError: {sentence}" in imported.stderr
+
+
+@pytest.mark.parametrize(("value", "said"), [("reference", "BNB_CORE_FORCE reference"), ("", "not set: nothing")])
+def test_info_says_the_settings(value: str, said: str) -> None:
+    printed = words(run_module(BNB_CORE_FORCE=value, BNB_CORE_FALLBACK="error").stdout)
+    assert said in printed
+    assert "BNB_CORE_FALLBACK error" in printed
+    assert ("int8_mm reference" in printed) == bool(value)
+
+
 def test_info_shows_a_backend_that_failed(tmp_path: Path) -> None:
-    (tmp_path / "broken_backend.py").write_text("raise OSError('libnothing.so is missing')")
+    (tmp_path / "broken_backend.py").write_text("\nraise OSError('libnothing.so is missing')")
     package = tmp_path / "broken_backend-1.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-backend\nVersion: 1\n")
     (package / "entry_points.txt").write_text("[bnb_core.backends]\nbroken = broken_backend\n")
     done = run("info", before=f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
     assert done.returncode == 0
-    assert "libnothing.so is missing" in done.stdout
     assert "failed" in done.stdout
+    printed = "".join(done.stdout.split())  # a path may stand on several lines
+    place = f"({tmp_path}/broken_backend.py:2)(entry point broken_backend of broken-backend 1)".replace(" ", "")
+    assert f"OSError:libnothing.soismissing{place}" in printed
 
 
 def test_check_succeeds_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from bnb_core import _entry
 from bnb_core._version import __version__
 
 from .console import CommandError
@@ -35,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = _parser(arguments).parse_args(arguments)
     try:
-        return _module(args.command).run(args)
+        if _entry.refused is None:
+            return _module(args.command).run(args)
+        if args.command == "info":
+            _module("info").run(args)
+        return _complain(_entry.refused)
     except CommandError as error:
         return _complain(str(error))
     except BrokenPipeError:  # the reader of our output has left, as `head` does

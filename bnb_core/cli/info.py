@@ -1,4 +1,4 @@
-"""`bnb-core info`: the versions, the backends, and the table of operators by devices."""
+"""`bnb-core info`: the versions and settings, the backends, and which kernels run on each device."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rich.text import Text
 
 from bnb_core._version import __version__
 from bnb_core.ops_registry import OPS, Kernel, backends, devices, kernels_for
+from bnb_core.ops_registry.choosing import forced_kernel
+from bnb_core.ops_registry.settings import settings
 
 from .console import available_devices, console, facts, table
 
@@ -23,7 +25,8 @@ RELATED = (
     *("accelerate", "bitsandbytes", "diffusers", "matplotlib", "numpy", "peft"),
     *("rich", "safetensors", "torchao", "transformers", "triton", "trl"),
 )
-SETTINGS = ("BNB_CORE_FORCE", "BNB_CORE_FALLBACK")
+# With what holds where they are not set.
+SETTINGS = {"BNB_CORE_FORCE": "nothing", "BNB_CORE_FALLBACK": "warn"}
 _COLOURS = {"loaded": "green", "unavailable": "yellow", "failed": "red"}
 
 
@@ -37,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     _versions(out)
     out.print(_backends())
     out.print(_kernels())
+    out.print(_operators())
     return 0
 
 
@@ -47,10 +51,12 @@ def _versions(out: Console) -> None:
     lines.add_row("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
     lines.add_row("platform", f"{platform.platform()}, {platform.machine()}")
     lines.add_row("devices", ", ".join(available_devices()))
+    # What the CPU has, whatever the kernels were built for.
+    lines.add_row("cpu", f"torch finds {torch.backends.cpu.get_cpu_capability()}")
     lines.add_row("packages", _packages())
-    for name in SETTINGS:
-        if name in os.environ:
-            lines.add_row(name, Text(os.environ[name], "yellow"))
+    for name, otherwise in SETTINGS.items():
+        value = os.environ.get(name)
+        lines.add_row(name, Text(value, "yellow") if value else Text(f"not set: {otherwise}", "dim"))
     out.print(lines)
 
 
@@ -75,11 +81,47 @@ def _backends() -> Table:
         found.add_column(column, justify="right" if column == "kernels" else "left", overflow="fold")
     for record in backends():
         status = Text(record.status, _COLOURS[record.status])
-        found.add_row(record.name, status, str(len(record.kernels) or ""), Text(record.reason or record.source))
+        where = f"{record.source} of {record.package}" if record.package else record.source
+        said = f"{record.reason} ({where})" if record.reason else where
+        found.add_row(record.name, status, str(len(record.kernels) or ""), Text(said))
     return found
 
 
 def _kernels() -> Table:
+    """Each kernel name of the devices that are here, best first: for how many operators it runs, why not for others.
+
+    As far as that can be said without inputs, which a kernel may refuse.
+    """
+    found = table("Kernels by device, best first")
+    for column in ("device", "kernel", "operators", "runs", "why not, or not for all"):
+        found.add_column(column, justify="right" if column in ("operators", "runs") else "left", overflow="fold")
+    for device in available_devices():
+        first = {op: _first(op, device) for op in OPS}
+        rows = {op: kernels_for(op, device) for op in OPS}
+        # The reference, which stands last for each operator, would stand before what some of them lack.
+        names = sorted({k.name: k for kernels in rows.values() for k in kernels}.values(), key=lambda k: k.is_reference)
+        for name in (kernel.name for kernel in names):
+            ops = {op: kernel for op, kernels in rows.items() for kernel in kernels if kernel.name == name}
+            runs = [op for op, kernel in ops.items() if kernel.name == first[op].name and kernel.unavailable is None]
+            reasons = dict.fromkeys(_why_not(ops[op], first[op]) for op in ops if op not in runs)
+            style = _style(next(iter(ops.values()))) if runs else "dim"
+            counts = (str(len(ops)), str(len(runs) or ""))
+            found.add_row(device, Text(name, style), *counts, Text("; ".join(reasons)))
+    return found
+
+
+def _first(op: str, device: str) -> Kernel:
+    """What runs, unless it refuses the inputs."""
+    return forced_kernel(op, device) or next(k for k in kernels_for(op, device) if k.unavailable is None)
+
+
+def _why_not(kernel: Kernel, first: Kernel) -> str:
+    if kernel.unavailable is not None:
+        return kernel.unavailable
+    return f"{first.name} {'is forced' if first.name in settings.forced else 'comes first'}"
+
+
+def _operators() -> Table:
     """First choices of this machine: native, composed of other operators, or the reference, which is dimmed."""
     here = available_devices()
     found = table("First kernel of each operator, by device")
@@ -88,9 +130,14 @@ def _kernels() -> Table:
     for device in columns:
         found.add_column(device if device in here else f"{device}\n[dim]not here[/]")
     for op in OPS:
-        first = [next(k for k in kernels_for(op, device) if k.unavailable is None) for device in columns]
-        found.add_row(op, *(Text(kernel.name, _style(kernel)) for kernel in first))
+        found.add_row(op, *(_cell(_first(op, device)) for device in columns))
     return found
+
+
+def _cell(first: Kernel) -> Text:
+    if first.unavailable is not None:
+        return Text(f"none: {first.name} is forced", "red")
+    return Text(first.name, _style(first))
 
 
 def _style(kernel: Kernel) -> str:
