@@ -323,20 +323,14 @@ def test_fallback_warns_once_with_the_reason() -> None:
 def test_fallback_warns_once_for_each_operator_device_and_reason() -> None:
     ops_registry.choosing.warned.clear()
     op, other = ops_registry.OPS[OP], ops_registry.OPS["int8_vectorwise_quant"]
-    row = (torch.ones(1, 4, dtype=torch.int8), torch.ones(1))
-    calls = [
-        (op, "npu", (A, STATS)),
-        (op, "hpu", (A, STATS)),
-        (op, "hpu", row),
-        (other, "npu", (torch.ones(2, 4), 0.0)),
-    ]
-    with registered(toy("toy/hpu", 1, device="hpu", why_not=lambda A, stats: f"{len(A)} rows")):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for op, device, args in 2 * calls:
-                plan = ops_registry.choosing.Plan(op, device)
-                assert plan.chosen(args).is_reference
-                plan.ask(plan.choose(args), args)
+    two, one, values = (A, STATS), (A[:1], STATS[:1]), (torch.ones(2, 4), 0.0)
+    refusing = toy("toy/hpu", 1, device="hpu", why_not=lambda A, stats: f"{len(A)} rows")
+    with registered(refusing), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for called, device, args in 2 * [(op, "npu", two), (op, "hpu", two), (op, "hpu", one), (other, "npu", values)]:
+            plan = ops_registry.choosing.Plan(called, device)
+            assert plan.chosen(args).is_reference
+            plan.ask(plan.choose(args), args)
     assert [str(warning.message).partition("::")[2] for warning in caught] == [
         f"{OP} on npu runs on the slow reference: no kernel is registered for device npu",
         f"{OP} on hpu runs on the slow reference: toy/hpu: 2 rows",
