@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import installed
 import pytest
 from torch.utils import backend_registration
 
@@ -28,24 +27,11 @@ torch.manual_seed(0)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What installing the example leaves behind, beside its sources."""
-    site = tmp_path_factory.mktemp("site")
-    info = site / "bnb_core_acme-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bnb-core-acme\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text("[bnb_core.backends]\nacme = bnb_core_acme.backend\n")
-    return site
+    return installed.install(tmp_path_factory.mktemp("site"), "acme", "bnb_core_acme.backend")
 
 
 def run(site: Path, program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(site), str(EXAMPLE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, "-c", BEGIN + program],
-        env=os.environ | {"PYTHONPATH": path} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return installed.python("-c", BEGIN + program, path=(site, EXAMPLE), **environment)
 
 
 def passes(site: Path, program: str, **environment: str) -> None:

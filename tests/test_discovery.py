@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import installed
 import pytest
 
 pytestmark = pytest.mark.usefixtures("nothing_forced")
@@ -39,23 +38,12 @@ print(torch.ops.bnb_core.int8_vectorwise_dequant(torch.ones(1, 1, dtype=torch.in
 
 
 def install(site: Path, source: str, name: str = "acme") -> None:
-    """What installing a wheel of a package with one entry point leaves behind."""
-    (site / f"{name}.py").write_text(source)
-    info = site / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[bnb_core.backends]\n{name} = {name}\n")
+    """Installs a package of one module."""
+    (installed.install(site, name, name) / f"{name}.py").write_text(source)
 
 
 def run(site: Path, program: str = PROGRAM, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONPATH": path} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return installed.python("-c", program, path=(site,), **environment)
 
 
 def record_of(done: subprocess.CompletedProcess[str], name: str = "acme") -> str:

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from installed import install, python
 
 from bnb_core import cli
 
 pytestmark = pytest.mark.usefixtures("nothing_forced")
 
 
-def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | environment
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-
-
 def test_a_package_is_found_and_passes_its_own_tests(tmp_path: Path) -> None:
     folder = tmp_path / "acme"
     assert cli.main(["new-backend", "acme", "--device", "cpu", "--out-of-tree", str(folder)]) == 0
-    # What installing it leaves behind.
-    info = tmp_path / "site" / "bnb_core_acme-0.1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bnb-core-acme\nVersion: 0.1.0\n")
-    project = (folder / "pyproject.toml").read_text()
-    assert 'acme = "bnb_core_acme.backend"' in project
-    (info / "entry_points.txt").write_text("[bnb_core.backends]\nacme = bnb_core_acme.backend\n")
-    path = os.pathsep.join([str(info.parent), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = run("-m", "pytest", "-q", "tests", cwd=folder, PYTHONPATH=path)
+    assert 'acme = "bnb_core_acme.backend"' in (folder / "pyproject.toml").read_text()
+    path = (install(tmp_path / "site", "acme", "bnb_core_acme.backend"), folder)
+    done = python("-m", "pytest", "-q", "tests", path=path, cwd=folder)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
-    listed = run("-m", "bnb_core", cwd=folder, PYTHONPATH=path).stdout
+    listed = python("-m", "bnb_core", path=path, cwd=folder).stdout
     assert ["acme", "loaded", "2"] in [line.split()[:3] for line in listed.splitlines()]
 
 
