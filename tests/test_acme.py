@@ -46,9 +46,10 @@ def test_the_entry_point_of_the_project_is_the_one_that_is_found_here() -> None:
 def test_it_is_found_and_says_what_runs_where(site: Path) -> None:
     done = run(site, "from bnb_core.cli import main; main(['info'])")
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["acme", "loaded", "2"] in [line[:3] for line in lines]
-    table = {line[0]: line[-1] for line in lines if line and line[0] in ("dequantize_4bit", "gemm_4bit", "int8_mm")}
-    assert table == {"dequantize_4bit": "acme/host", "gemm_4bit": "composed", "int8_mm": "reference"}
+    assert ["acme", "loaded", "7"] in [line[:3] for line in lines]
+    asked = ("dequantize_4bit", "gemm_4bit", "int8_linear", "optimizer_step_8bit_blockwise", "int8_mm_dequant")
+    table = {line[0]: line[-1] for line in lines if line and line[0] in asked}
+    assert table == dict(zip(asked, ["acme/host", *["composed"] * 3, "reference"], strict=True))
 
 
 def test_tensors_live_on_two_devices(site: Path) -> None:
@@ -95,14 +96,228 @@ assert torch.equal(here(x.to("acme:1")).cpu(), out.cpu())
     )
 
 
-def test_what_it_does_not_have_runs_on_the_reference_and_says_so(site: Path) -> None:
+def test_int8_layers_and_embeddings_are_composed_too(site: Path) -> None:
+    passes(
+        site,
+        """
+x, indices = torch.randn(3, 64), torch.tensor([[3, 0], [1, 3]])
+for make, given in (
+    (lambda: bnb_core.nn.Linear8bitLt(64, 32, has_fp16_weights=False, threshold=2.0), x),
+    (lambda: bnb_core.nn.Linear8bitLt(64, 32, has_fp16_weights=True), x),
+    (lambda: bnb_core.nn.EmbeddingNF4(8, 64), indices),
+    (lambda: bnb_core.nn.Embedding8bit(8, 64), indices),
+):
+    layer = make()
+    here, there = copy.deepcopy(layer).to("acme"), layer.to("cpu")
+    with bnb_core.fallback("error"):
+        out = here(given.to("acme"))
+    torch.testing.assert_close(out.cpu(), there(given))
+""",
+    )
+
+
+def test_modules_move_between_its_devices_and_the_cpu(site: Path) -> None:
+    passes(
+        site,
+        """
+x = torch.randn(3, 64)
+for make in (
+    lambda: bnb_core.nn.LinearNF4(64, 32),
+    lambda: bnb_core.nn.LinearFP4(64, 32, compress_statistics=False),
+    lambda: bnb_core.nn.Linear8bitLt(64, 32, has_fp16_weights=False),
+):
+    layer = make().to("acme:0")
+    want = layer(x.to("acme:0")).cpu()
+    for place in ("acme:1", "cpu", "acme:1", "acme:0"):
+        layer = copy.deepcopy(layer).to(place)
+        assert {parameter.device for parameter in layer.parameters()} == {torch.device(place)}
+        assert torch.allclose(layer(x.to(place)).cpu(), want, atol=1e-5), place
+""",
+    )
+
+
+def test_what_is_saved_is_loaded_on_any_device(site: Path) -> None:
+    passes(
+        site,
+        """
+import io
+layer = bnb_core.nn.LinearNF4(64, 32).to("acme:1")
+state, file = layer.state_dict(), io.BytesIO()
+torch.save(state, file)
+for place in ("acme:0", "acme:1", "cpu", None):
+    file.seek(0)
+    loaded = torch.load(file, map_location=place)
+    assert loaded["weight"].device == loaded["weight.absmax"].device == torch.device(place or "acme:1")
+    assert all(torch.equal(loaded[key].cpu(), state[key].cpu()) for key in state)
+    other = bnb_core.nn.LinearNF4(64, 32).to("acme:0")
+    other.load_state_dict(loaded)
+    assert torch.equal(other.weight.data.cpu(), layer.weight.data.cpu())
+""",
+    )
+
+
+def test_what_it_does_not_have_runs_on_the_reference_as_the_policy_says(site: Path) -> None:
     program = """
-layer = bnb_core.nn.Linear8bitLt(64, 32, has_fp16_weights=False, threshold=6.0).to("acme")
-layer(torch.randn(2, 64, device="acme"))
+sums, one = torch.ones(2, 3, dtype=torch.int32, device="acme"), torch.ones(3, device="acme")
+for _ in range(2):
+    torch.ops.bnb_core.int8_mm_dequant(sums, one[:2], one)
 """
-    done = run(site, program, BNB_CORE_FALLBACK="error")
-    assert "FallbackError: bnb_core::int8_vectorwise_quant on acme runs on the slow reference" in done.stderr
-    passes(site, program, BNB_CORE_FALLBACK="allow")
+    sentence = "bnb_core::int8_mm_dequant on acme runs on the slow reference: no kernel is registered for device acme"
+    assert run(site, program, BNB_CORE_FALLBACK="warn").stderr.count(f"FallbackWarning: {sentence}") == 1
+    assert f"FallbackError: {sentence}" in run(site, program, BNB_CORE_FALLBACK="error").stderr
+    assert not run(site, program, BNB_CORE_FALLBACK="allow").stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("API_VERSION = 999", "it is written for API_VERSION 999, this bnb_core has API_VERSION 1"),
+        ("import no_such_driver", "No module named 'no_such_driver'"),
+    ],
+)
+def test_a_broken_backend_beside_it_breaks_nothing(site: Path, tmp_path: Path, source: str, reason: str) -> None:
+    (installed.install(tmp_path, "broken", "broken") / "broken.py").write_text(source)
+    path = (tmp_path, site, EXAMPLE)
+    program = "F.quantize_4bit(torch.randn(8, 64, device='acme'), quant_type='nf4')"
+    done = installed.python("-c", BEGIN + program, path=path)
+    assert done.returncode == 0 and not done.stderr
+    listed = " ".join(installed.python("-m", "bnb_core", path=path, COLUMNS="200").stdout.split())
+    assert "acme loaded 7" in listed and "broken failed" in listed and reason in listed
+
+
+# -- strict mode: nothing but the kernels and a short list of torch's operations ---------------------------------------
+
+
+def test_a_strict_device_refuses_what_is_not_in_its_table(site: Path) -> None:
+    passes(
+        site,
+        """
+from bnb_core_acme.device import strict
+x = torch.ones(2, device="acme:1")
+assert torch.equal(x.tanh().cpu(), torch.ones(2).tanh())
+with strict():
+    assert torch.equal((x + x).cpu(), torch.full((2,), 2.0))
+    try:
+        x.tanh()
+    except NotImplementedError as error:
+        assert str(error) == "aten::tanh is not implemented on acme:1"
+    else:
+        raise AssertionError
+x.tanh()
+""",
+    )
+    done = run(site, "torch.ones(2, device='acme').cumsum(0)", BNB_CORE_ACME_STRICT="1")
+    assert "NotImplementedError: aten::cumsum is not implemented on acme:0" in done.stderr
+
+
+STRICT = {"BNB_CORE_ACME_STRICT": "1", "BNB_CORE_FALLBACK": "error"}
+
+
+def test_layers_run_on_a_strict_device(site: Path) -> None:
+    passes(
+        site,
+        """
+import io
+x, indices = torch.randn(3, 64), torch.tensor([[3, 0], [1, 3]])
+nn = bnb_core.nn
+for dtype in (torch.float32, torch.bfloat16):
+    for layer in (
+        nn.LinearNF4(64, 32, compute_dtype=dtype),
+        nn.LinearFP4(64, 32, compute_dtype=dtype, compress_statistics=False),
+        nn.Linear8bitLt(64, 32, has_fp16_weights=False, threshold=2.0).to(dtype),
+        nn.Linear8bitLt(64, 32, has_fp16_weights=True).to(dtype),
+        nn.EmbeddingNF4(8, 64, dtype=dtype),
+        nn.Embedding8bit(8, 64, dtype=dtype),
+    ):
+        layer = layer.to("acme")
+        if "Embedding" in type(layer).__name__:
+            layer(indices.to("acme"))
+        else:
+            given = x.to(dtype).to("acme").requires_grad_()
+            layer(given).sum().backward()
+            assert given.grad.abs().sum().item() > 0
+        file = io.BytesIO()
+        torch.save(layer.state_dict(), file)
+        file.seek(0)
+        layer.load_state_dict(torch.load(file))
+        layer.to("acme:1").to("cpu").to("acme")
+""",
+        **STRICT,
+    )
+
+
+def test_blockwise_optimizers_train_on_a_strict_device(site: Path) -> None:
+    passes(
+        site,
+        """
+for name in ("Adam", "AdamW", "PagedAdamW", "Adagrad", "AdEMAMix", "LAMB", "LARS", "Lion", "RMSprop", "SGD"):
+    layers = torch.nn.Linear(64, 80, bias=False), torch.nn.ReLU(), torch.nn.Linear(80, 64, bias=False)
+    model = torch.nn.Sequential(*layers).to("acme")
+    momentum = {"momentum": 0.9} if name in ("LARS", "SGD") else {}
+    optimizer = getattr(bnb_core.optim, f"{name}8bit")(model.parameters(), lr=1e-2, **momentum)
+    for _ in range(2):
+        loss = torch.nn.functional.mse_loss(model(torch.randn(4, 64).to("acme")), torch.randn(4, 64).to("acme"))
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+ran = {kernel for op, device, kernel in ops_registry.kernel_counts() if device == "acme"}
+assert ran == {"acme/host", "composed"}, ran
+""",
+        **STRICT,
+    )
+
+
+def test_operators_of_the_levels_run_on_a_strict_device(site: Path) -> None:
+    passes(
+        site,
+        """
+from itertools import islice
+from torch.utils._pytree import tree_map_only
+from bnb_core.conformance import operators_of
+from bnb_core.ops_registry.cases import fresh
+
+def results(op, args):
+    returned = getattr(torch.ops.bnb_core, op.name).default(*args)
+    returned = [] if returned is None else returned if isinstance(returned, tuple) else (returned,)
+    return tree_map_only(torch.Tensor, torch.Tensor.cpu, [*returned, *(args[i] for i in op.mutated)])
+
+names = dict.fromkeys(name for level in ("inference", "qlora", "optimizers") for name in operators_of(level))
+for op in map(ops_registry.OPS.get, names):
+    for case in islice(op.each_case("cpu"), None, None, 5):
+        args = op.complete(case.args)
+        with ops_registry.force("reference"):
+            want = results(op, fresh(args))
+        got = results(op, tree_map_only(torch.Tensor, lambda tensor: tensor.to("acme"), fresh(args)))
+        assert not ops_registry.differences(got, want, op.tolerance), (op.name, case.name)
+on_reference = {op for op, device, kernel in ops_registry.kernel_counts() if (device, kernel) == ("acme", "reference")}
+per_tensor = {f"optimizer_{kind}_{bits}bit" for kind in ("step", "update") for bits in (8, 32)}
+assert on_reference == {"int8_mm_dequant", "dequantize_4bit", "embedding_4bit"} | per_tensor, on_reference
+""",
+        BNB_CORE_ACME_STRICT="1",
+        BNB_CORE_FALLBACK="allow",
+    )
+
+
+# -- torch's tools -----------------------------------------------------------------------------------------------------
+
+
+def test_layers_compile_to_one_graph_and_operators_pass_opcheck(site: Path) -> None:
+    passes(
+        site,
+        """
+for layer in (bnb_core.nn.LinearNF4(64, 32), bnb_core.nn.Linear8bitLt(64, 32, has_fp16_weights=False, threshold=6.0)):
+    layer, grads = layer.to("acme"), []
+    for backend in (None, "eager", "aot_eager"):
+        x = torch.linspace(-1, 1, 192).view(3, 64).to("acme").requires_grad_()
+        compiled = layer if backend is None else torch.compile(layer, backend=backend, fullgraph=True)
+        compiled(x).sum().backward()
+        grads.append(x.grad.cpu())
+    assert torch.equal(grads[1], grads[0]) and torch.equal(grads[2], grads[0])
+packed, state = F.quantize_4bit(torch.randn(8, 64, device="acme"), quant_type="nf4")
+args = packed, state.absmax, 64, "nf4", (8, 64), torch.float32
+torch.library.opcheck(torch.ops.bnb_core.dequantize_4bit.default, args)
+""",
+    )
 
 
 def test_an_optimizer_trains_on_it(site: Path) -> None:

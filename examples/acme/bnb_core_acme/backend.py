@@ -17,13 +17,13 @@ def is_available() -> bool:
     return True
 
 
-KERNELS = (
-    Kernel(op="quantize_4bit", device=device.NAME, name="acme/host", fn="bnb_core_acme.kernels:quantize_4bit"),
-    Kernel(
-        op="dequantize_4bit",
-        device=device.NAME,
-        name="acme/host",
-        fn="bnb_core_acme.kernels:dequantize_4bit",
-        limits={"blocksize": {32, 64, 128, 256, 512, 1024, 2048, 4096}},
-    ),
+_LIMITS = {"dequantize_4bit": {"blocksize": {32, 64, 128, 256, 512, 1024, 2048, 4096}}}
+
+KERNELS = tuple(
+    Kernel(op=op, device=device.NAME, name="acme/host", fn=f"bnb_core_acme.kernels:{op}", limits=_LIMITS.get(op, {}))
+    for op in (
+        *("quantize_4bit", "dequantize_4bit"),
+        *("quantize_blockwise", "dequantize_blockwise"),
+        *("int8_vectorwise_quant", "int8_vectorwise_dequant", "int8_mm"),
+    )
 )

@@ -2,11 +2,17 @@
 
 A tensor changes its device by a new label in the header of its DLPack capsule; the memory is shared. Every operation of
 torch goes through `_on_host`, which relabels tensors on the way in and out.
+
+A real device has not all operations of torch. In strict mode, from the environment (`BNB_CORE_ACME_STRICT=1`) or by
+`strict()`, this one has those of the table `OPERATIONS`, and refuses others.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,9 +21,38 @@ from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["COUNT", "NAME", "on_device", "on_host", "start"]
+__all__ = ["COUNT", "NAME", "OPERATIONS", "on_device", "on_host", "start", "strict"]
 
 NAME, COUNT = "acme", 2
+
+# What the layers and optimizers of bnb_core need of torch beside the kernels of this backend, by purpose. `_copy_from`
+# and `set_`, which torch has no composition for either, are further down.
+OPERATIONS = {
+    "memory": "empty empty_strided resize_ fill_ zero_ _local_scalar_dense",
+    "views": "as_strided view",
+    "products of matrices": "mm addmm",
+    "arithmetic": "add sub mul div neg abs sign sqrt pow expm1",
+    "comparisons and masks": "eq ne gt ge le clamp where masked_fill_ bitwise_and bitwise_or bitwise_not",
+    "reductions": "sum amax all any",
+    "rows": "index_select cat",
+    "a network around the layers": "relu threshold_backward mse_loss mse_loss_backward",
+    "the reference, for embeddings whose rows are not whole blocks": "arange floor_divide remainder __rshift__",
+    "the reference, for optimizers with a scale per tensor": "sort searchsorted bucketize",
+}
+_implemented = {name for names in OPERATIONS.values() for name in names.split()}
+_strict = os.environ.get("BNB_CORE_ACME_STRICT", "0") not in ("", "0")
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """Inside, an operation of torch that is not in `OPERATIONS` raises NotImplementedError."""
+    global _strict
+    before, _strict = _strict, True
+    try:
+        yield
+    finally:
+        _strict = before
+
 
 # Device types of DLPack; torch takes the second for PrivateUse1.
 _CPU, _EXTENSION = 1, 12
@@ -45,17 +80,19 @@ def _relabelled(tensor: Tensor, kind: int, index: int) -> Tensor:
 
 
 def _is_here(value: Any) -> bool:
-    return isinstance(value, (Tensor, torch.device)) and _place(value).type == NAME
+    return isinstance(value, (Tensor, torch.UntypedStorage, torch.device)) and _place(value).type == NAME
 
 
 def _place(value: Any) -> torch.device:
-    place: torch.device = value.device if isinstance(value, Tensor) else value
+    place: torch.device = value if isinstance(value, torch.device) else value.device
     return place
 
 
 def _on_host(op: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation of torch on aliases of its tensors."""
     index = next((_place(value).index or 0 for value in tree_leaves((args, kwargs)) if _is_here(value)), 0)
+    if _strict and op._schema.name.removeprefix("aten::") not in _implemented:
+        raise NotImplementedError(f"{op._schema.name} is not implemented on {NAME}:{index}")
     aliases: list[tuple[Tensor, Tensor]] = []
     written: list[tuple[Tensor, Tensor]] = []
 
@@ -98,6 +135,32 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
     return target
 
 
+def _set_storage(tensor: Tensor, storage: torch.UntypedStorage, *place: Any) -> Tensor:
+    """The CPU's: what it does to a tensor's header is the same on every device."""
+    place = place or (0, (storage.nbytes() // tensor.element_size(),), (1,))
+    op = torch.ops.aten.set_.source_Storage_storage_offset
+    return op._op_dk(torch._C.DispatchKey.CPU, tensor, storage, *place)
+
+
+def _moved(storage: torch.UntypedStorage, index: int) -> torch.UntypedStorage:
+    """A storage of the CPU as one of a device."""
+    return on_device(torch.empty(0, dtype=torch.uint8).set_(storage), index).untyped_storage()
+
+
+def _restored(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
+    """A storage that `torch.load` read, where it belongs on a device."""
+    here = location.partition(":")[0] == NAME
+    return _moved(storage, torch.device(location).index or 0) if here else None
+
+
+_clone_elsewhere = torch.UntypedStorage.clone
+
+
+def _cloned(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    """What `copy.deepcopy` asks of a storage."""
+    return _moved(storage.cpu(), storage.device.index) if _is_here(storage) else _clone_elsewhere(storage)
+
+
 _libraries: list[torch.library.Library] = []
 
 
@@ -116,8 +179,19 @@ def start() -> None:
         def get_amp_supported_dtype(self) -> list[torch.dtype]:
             return [torch.float16, torch.bfloat16]
 
+        def get_rng_state(self, device: object = None) -> Tensor:
+            return torch.get_rng_state()
+
+        def set_rng_state(self, state: Tensor, device: object = None) -> None:
+            torch.set_rng_state(state)
+
     setup(NAME, backend_module=Device())
     everything, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     everything.fallback(_on_host, "PrivateUse1")
     aten.impl("_copy_from", _copy_from, "PrivateUse1")
+    for overload in ("source_Storage", "source_Storage_storage_offset"):
+        aten.impl(f"set_.{overload}", _set_storage, "PrivateUse1")
+    # In the place of torch's own, which would ask C++ for an allocator of the device; it has none.
+    torch.serialization.register_package(15, lambda storage: None, _restored)
+    torch.UntypedStorage.clone = _cloned  # type: ignore[method-assign]
     _libraries.extend((everything, aten))

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from bnb_core.ops_registry import kernels_for
 
 from .device import on_device, on_host
 
-_ops = torch.ops.bnb_core
 
+def _kernel(op: str) -> Callable[..., Any]:
+    """The operator of the CPU on aliases of its tensors; with the parameters of the reference, those of the schema."""
+    overloads = getattr(torch.ops.bnb_core, op)
 
-def quantize_4bit(A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype) -> tuple[Tensor, Tensor]:
-    packed, absmax = _ops.quantize_4bit.default(on_host(A), blocksize, quant_type, quant_storage)
-    return on_device(packed, A.device.index), on_device(absmax, A.device.index)
-
-
-def dequantize_4bit(
-    A: Tensor,
-    absmax: Tensor,
-    blocksize: int,
-    quant_type: str,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    out: Tensor | None = None,
-) -> Tensor:
-    args = (on_host(A), on_host(absmax), blocksize, quant_type, shape, dtype)
-    if out is not None:
-        _ops.dequantize_4bit.out(*args, on_host(out))
+    @wraps(kernels_for(op, "cpu")[-1].function)
+    def kernel(*args: Any, out: Any = None) -> Any:
+        index = next(value.device.index for value in args if isinstance(value, Tensor))
+        aliases = tree_map_only(Tensor, on_host, args)
+        if out is None:
+            return tree_map_only(Tensor, partial(on_device, index=index), overloads.default(*aliases))
+        overloads.out(*aliases, *map(on_host, out if isinstance(out, tuple) else (out,)))
         return out
-    return on_device(_ops.dequantize_4bit.default(*args), A.device.index)
+
+    return kernel
+
+
+quantize_4bit = _kernel("quantize_4bit")
+dequantize_4bit = _kernel("dequantize_4bit")
+quantize_blockwise = _kernel("quantize_blockwise")
+dequantize_blockwise = _kernel("dequantize_blockwise")
+int8_vectorwise_quant = _kernel("int8_vectorwise_quant")
+int8_vectorwise_dequant = _kernel("int8_vectorwise_dequant")
+int8_mm = _kernel("int8_mm")
