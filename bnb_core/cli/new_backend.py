@@ -1,123 +1,91 @@
-"""`bnb-core new-backend`: the beginning of a backend, which imports, registers two operators and conforms."""
+"""`bnb-core new-backend`: the beginning of a backend, which imports, registers two operators and conforms.
+
+The texts stand in `scaffold/`, as the files that they become, with `$name`s of `string.Template`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 
 from .console import CommandError, console
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["FLAVOURS", "add_arguments", "run"]
 
-BACKEND = '''"""Kernels for {device}."""
-
-from bnb_core.ops_registry import Kernel
-
-API_VERSION = 1
+TEMPLATES = Path(__file__).parent / "scaffold"
 
 
-def is_available() -> bool:
-    # Or raise bnb_core.ops_registry.BackendUnavailable("which driver is missing").
-    return True
+@dataclass(frozen=True)
+class Flavour:
+    """What the kernels are written in. Files are paths → templates.
+
+    summary: for the help. kernels_are: a line of the README. table: the template of the backend's table. files: beside
+    it. in_tree: more beside it, in a clone. package: more in a package of its own. build, dependencies: requirements of
+    the package.
+    """
+
+    summary: str
+    kernels_are: str
+    table: str
+    files: Mapping[str, str]
+    in_tree: Mapping[str, str] = field(default_factory=dict)
+    package: Mapping[str, str] = field(default_factory=dict)
+    build: tuple[str, ...] = ("setuptools>=77",)
+    dependencies: tuple[str, ...] = ("bnb-core",)
 
 
-KERNELS = (
-    Kernel(
-        op="dequantize_blockwise",
-        device="{device}",
-        name="{name}/python",
-        fn=".kernels:dequantize_blockwise",
-        limits={{"code.shape": {{(256,)}}}},
+FLAVOURS = {
+    "python": Flavour(
+        summary="kernels in torch's operations (the default)",
+        kernels_are="`$package/kernels.py` are the kernels.",
+        table="python/table",
+        files={"kernels.py": "python/kernels.py"},
     ),
-    Kernel(
-        op="int8_vectorwise_dequant",
-        device="{device}",
-        name="{name}/python",
-        fn=".kernels:int8_vectorwise_dequant",
+    "native": Flavour(
+        summary="kernels in C++ over pointers and sizes, built without torch",
+        kernels_are="`$package/csrc` are the kernels, `$package/kernels.py` calls them; `pip install` builds them.",
+        table="native/table",
+        files={
+            "kernels.py": "native/kernels.py",
+            "_native.pyi": "native/stub",
+            **{f"csrc/{file}": f"native/csrc/{file}" for file in ("kernels.h", "kernels.cpp", "bindings.cpp")},
+        },
+        in_tree={"CMakeLists.txt": "native/cmake"},
+        package={"setup.py": "native/setup.py"},
+        build=("setuptools>=77", "pybind11>=2.13"),
     ),
-)
-'''
+    "triton": Flavour(
+        summary="kernels in Triton",
+        kernels_are="`$package/kernels.py` are the kernels. With `TRITON_INTERPRET=1` they run on a CPU.",
+        table="triton/table",
+        files={"kernels.py": "triton/kernels.py"},
+        dependencies=("bnb-core", "triton>=3"),
+    ),
+}
 
-KERNEL_FUNCTIONS = '''"""The kernels: functions with the parameters of their operator. Arguments are checked before."""
-
-from __future__ import annotations
-
-import torch
-from torch import Tensor
-
-
-def dequantize_blockwise(
-    A: Tensor, absmax: Tensor, code: Tensor, blocksize: int, dtype: torch.dtype, out: Tensor | None = None
-) -> Tensor:
-    """`code[A] * absmax` of each block, in fp32, rounded once."""
-    scales = absmax.reshape(-1).repeat_interleave(blocksize)[: A.numel()].reshape(A.shape)
-    result = (code[A.int()] * scales).to(dtype)
-    return result if out is None else out.copy_(result)
-
-
-def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
-    """`A * stats / 127` of each row, in fp32."""
-    return A.float() * stats.reshape(*A.shape[:-1], 1) / 127
-'''
-
-TEST = '''"""Each kernel against the reference, with every case of its operator."""
-
-import pytest
-import torch
-from bnb_core.conformance import conform
-
-from {package}.backend import KERNELS
-
-DEVICE = "{device}"
-
-
-@pytest.mark.parametrize("op", sorted({{kernel.op for kernel in KERNELS}}))
-def test_kernels_conform(op: str) -> None:
-    torch.empty(1, device=DEVICE)  # the device is there
-    trials = [trial for trial in conform(DEVICE, [op]) if trial.kernel.startswith("{name}/")]
-    assert trials and not [failure for trial in trials for failure in trial.failures]
-'''
-
-PROJECT = """[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "{project}"
-version = "0.1.0"
-description = "Kernels of bnb_core for {device}"
-requires-python = ">=3.10"
-dependencies = ["bnb-core"]
-
-[project.entry-points."bnb_core.backends"]
-{name} = "{package}.backend"
-
-[tool.setuptools]
-packages = ["{package}"]
-"""
-
-README = """# {project}
-
-Kernels of bnb_core for {device}.
-
-```bash
-pip install -e .
-python -m bnb_core                               # the backend, and what runs where
-bnb-core conformance --device {device}           # every case of each kernel, against the reference
-python -m pytest
-```
-
-`{package}/backend.py` is the table of kernels, `{package}/kernels.py` the kernels. What is not in the table is composed
-of what is, or runs on the reference.
-"""
+# The files of every package of its own.
+PACKAGE = {
+    "pyproject.toml": "package/pyproject.toml",
+    "README.md": "package/README.md",
+    ".github/workflows/test.yml": "package/test.yml",
+    "tests/test_conformance.py": "package/test_conformance.py",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Name, device, place."""
+    """Name, device, place, flavour."""
     parser.add_argument("name", help="of the backend, as `acme`")
     parser.add_argument("--device", help="device type that torch knows (the name)")
     parser.add_argument("--out-of-tree", type=Path, metavar="DIR", help="a package of its own in DIR, with its tests")
+    flavours = parser.add_mutually_exclusive_group()
+    for name, flavour in FLAVOURS.items():
+        flavours.add_argument(
+            f"--{name}", dest="flavour", action="store_const", const=name, default="python", help=flavour.summary
+        )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -126,37 +94,64 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"the name is {args.name!r}, expected small letters, digits and underscores")
     if args.device is not None and not re.fullmatch(r"[a-z][a-z0-9_]*", args.device):
         raise CommandError(f"the device is {args.device!r}, expected a type as `cuda`, without an index")
-    package = f"bnb_core_{args.name}"
-    words = {
-        "name": args.name,
-        "device": args.device or args.name,
-        "package": package,
-        "project": package.replace("_", "-"),
-    }
-    files = _in_tree(args.name) if args.out_of_tree is None else _package(args.out_of_tree, package)
-    present = [path for path in files if path.exists()]
+    flavour = FLAVOURS[args.flavour]
+    words = _words(args.name, args.device or args.name, args.flavour, args.out_of_tree is not None)
+    if args.out_of_tree is None:
+        files = _in_tree(args.name, flavour)
+    else:
+        files = _package(args.out_of_tree, words["package"], flavour)
+    texts = {path: _filled(_template(name), words) for path, name in files.items()}
+    present = [path for path in texts if path.exists()]
     if present:
         raise CommandError(f"{present[0]} is there already")
-    for path, text in files.items():
+    for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.format(**words) if text is not KERNEL_FUNCTIONS else text)
+        path.write_text(text, encoding="utf-8")
         console().print(f"wrote {path}", markup=False)
     return 0
 
 
-def _in_tree(name: str) -> dict[Path, str]:
+def _in_tree(name: str, flavour: Flavour) -> dict[Path, str]:
     backends = Path("backends")
     if not (backends / "reference").is_dir():
         raise CommandError("there is no backends/reference here: call it in a clone of bnb_core, or with --out-of-tree")
-    return {backends / name / "__init__.py": BACKEND, backends / name / "kernels.py": KERNEL_FUNCTIONS}
+    files = {"__init__.py": flavour.table, **flavour.files, **flavour.in_tree}
+    return {backends / name / file: template for file, template in files.items()}
 
 
-def _package(folder: Path, package: str) -> dict[Path, str]:
+def _package(folder: Path, package: str, flavour: Flavour) -> dict[Path, str]:
+    inside = {"__init__.py": "package/__init__.py", "backend.py": flavour.table, **flavour.files}
+    files = {**PACKAGE, **flavour.package, **{f"{package}/{file}": template for file, template in inside.items()}}
+    return {folder / file: template for file, template in files.items()}
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    return Template(text).substitute(words)
+
+
+def _words(name: str, device: str, flavour: str, out_of_tree: bool) -> dict[str, str]:
+    """What the texts call things."""
+    found, package = FLAVOURS[flavour], f"bnb_core_{name}"
+    # A machine without a card tries the CPU, and Triton in its interpreter.
+    tried = "cpu" if flavour == "triton" else device
     return {
-        folder / "pyproject.toml": PROJECT,
-        folder / "README.md": README,
-        folder / package / "__init__.py": '"""Kernels of bnb_core for {device}."""\n',
-        folder / package / "backend.py": BACKEND.replace('fn=".kernels', 'fn="{package}.kernels'),
-        folder / package / "kernels.py": KERNEL_FUNCTIONS,
-        folder / "tests" / "test_conformance.py": TEST,
+        "name": name,
+        "device": device,
+        "package": package,
+        "project": package.replace("_", "-"),
+        "module": f"{package}.kernels" if out_of_tree else ".kernels",
+        "kernels_are": _filled(found.kernels_are, {"package": package}),
+        "build": _quoted(found.build),
+        "dependencies": _quoted(found.dependencies),
+        "tried": tried,
+        "runner": "ubuntu-latest" if tried == "cpu" else f"[self-hosted, {device}]",
+        "interpreted": "TRITON_INTERPRET=1 " if flavour == "triton" else "",
     }
+
+
+def _quoted(requirements: tuple[str, ...]) -> str:
+    return ", ".join(f'"{requirement}"' for requirement in requirements)
