@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,13 @@ INTERPRETED = {"TRITON_INTERPRET": "1"}
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
+def program(name: str) -> str | None:
+    """As setup.py finds it: on the path, or beside this Python."""
+    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+
+
 def needs(*tools: str) -> pytest.MarkDecorator:
-    missing = [tool for tool in tools if not (importlib.util.find_spec(tool) or shutil.which(tool))]
+    missing = [tool for tool in tools if not (program(tool) or importlib.util.find_spec(tool))]
     return pytest.mark.skipif(bool(missing), reason=f"building needs {', '.join(missing)}")
 
 
@@ -140,12 +146,13 @@ def test_a_native_folder_in_the_tree_is_built_by_its_cmake_file(
     assert cli.main(["new-backend", "acme", "--device", "cpu", "--native"]) == 0
     options = (
         *("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O0"),
+        f"-DCMAKE_MAKE_PROGRAM={program('ninja')}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DBNB_CORE_OUTPUT_DIR={backends}",
     )
-    for command in (["cmake", "-S", ".", "-B", "build", "-G", "Ninja", *options], ["cmake", "--build", "build"]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for arguments in (["-S", ".", "-B", "build", "-G", "Ninja", *options], ["--build", "build"]):
+        done = subprocess.run([program("cmake"), *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "warning" not in done.stdout + done.stderr
     done = python("-c", LOADED, backends, path=())
