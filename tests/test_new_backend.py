@@ -86,7 +86,8 @@ def test_a_package_in_triton_passes_its_own_tests_in_the_interpreter(tmp_path: P
 def test_a_package_in_triton_says_what_is_missing(tmp_path: Path, device: str) -> None:
     folder = tmp_path / "acme"
     assert cli.main(["new-backend", "acme", "--device", device, "--out-of-tree", str(folder), "--triton"]) == 0
-    listed = python("-m", "bnb_core", path=set_up(folder), COLUMNS="200", CUDA_VISIBLE_DEVICES="").stdout
+    environment = {"COLUMNS": "200", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
+    listed = python("-m", "bnb_core", path=set_up(folder), **environment).stdout
     missing = (
         "triton is not installed" if importlib.util.find_spec("triton") is None else f"triton has no {device} here"
     )
