@@ -267,59 +267,6 @@ assert ran == {"acme/host", "composed"}, ran
     )
 
 
-def test_operators_of_the_levels_run_on_a_strict_device(site: Path) -> None:
-    passes(
-        site,
-        """
-from itertools import islice
-from torch.utils._pytree import tree_map_only
-from bnb_core.conformance import operators_of
-from bnb_core.ops_registry.cases import fresh
-
-def results(op, args):
-    returned = getattr(torch.ops.bnb_core, op.name).default(*args)
-    returned = [] if returned is None else returned if isinstance(returned, tuple) else (returned,)
-    return tree_map_only(torch.Tensor, torch.Tensor.cpu, [*returned, *(args[i] for i in op.mutated)])
-
-names = dict.fromkeys(name for level in ("inference", "qlora", "optimizers") for name in operators_of(level))
-for op in map(ops_registry.OPS.get, names):
-    for case in islice(op.each_case("cpu"), None, None, 5):
-        args = op.complete(case.args)
-        with ops_registry.force("reference"):
-            want = results(op, fresh(args))
-        got = results(op, tree_map_only(torch.Tensor, lambda tensor: tensor.to("acme"), fresh(args)))
-        assert not ops_registry.differences(got, want, op.tolerance), (op.name, case.name)
-on_reference = {op for op, device, kernel in ops_registry.kernel_counts() if (device, kernel) == ("acme", "reference")}
-per_tensor = {f"optimizer_{kind}_{bits}bit" for kind in ("step", "update") for bits in (8, 32)}
-assert on_reference == {"int8_mm_dequant", "dequantize_4bit", "embedding_4bit"} | per_tensor, on_reference
-""",
-        BNB_CORE_ACME_STRICT="1",
-        BNB_CORE_FALLBACK="allow",
-    )
-
-
-# -- torch's tools -----------------------------------------------------------------------------------------------------
-
-
-def test_layers_compile_to_one_graph_and_operators_pass_opcheck(site: Path) -> None:
-    passes(
-        site,
-        """
-for layer in (bnb_core.nn.LinearNF4(64, 32), bnb_core.nn.Linear8bitLt(64, 32, has_fp16_weights=False, threshold=6.0)):
-    layer, grads = layer.to("acme"), []
-    for backend in (None, "eager", "aot_eager"):
-        x = torch.linspace(-1, 1, 192).view(3, 64).to("acme").requires_grad_()
-        compiled = layer if backend is None else torch.compile(layer, backend=backend, fullgraph=True)
-        compiled(x).sum().backward()
-        grads.append(x.grad.cpu())
-    assert torch.equal(grads[1], grads[0]) and torch.equal(grads[2], grads[0])
-packed, state = F.quantize_4bit(torch.randn(8, 64, device="acme"), quant_type="nf4")
-args = packed, state.absmax, 64, "nf4", (8, 64), torch.float32
-torch.library.opcheck(torch.ops.bnb_core.dequantize_4bit.default, args)
-""",
-    )
-
-
 def test_an_optimizer_trains_on_it(site: Path) -> None:
     passes(
         site,
@@ -354,16 +301,87 @@ torch.ops.bnb_core.dequantize_4bit(packed, state.absmax.to("acme:1"), 64, "nf4",
     assert "RuntimeError: bnb_core::dequantize_4bit: absmax is on acme:1" in done.stderr
 
 
-def test_its_kernels_conform(site: Path) -> None:
+# -- the conformance run -----------------------------------------------------------------------------------------------
+
+
+def test_its_kernels_conform_on_a_strict_device(site: Path) -> None:
+    """Every operator that has a kernel or is composed, with nothing of torch but the table."""
+    passes(
+        site,
+        """
+from bnb_core.conformance import conform
+trials = list(conform("acme", ops_registry.OPS, kernels=("acme/host", "composed")))
+failures = [(trial.op, trial.kernel, failure) for trial in trials for failure in trial.failures]
+assert not failures, failures[:3]
+kinds = [trial.kind for trial in trials]
+assert (kinds.count("native"), kinds.count("composed")) == (7, 8), kinds
+for trial in trials:
+    assert {"agreement", "strided", "bad input", "other device", "opcheck"} <= trial.aspects.keys(), trial.op
+""",
+        BNB_CORE_ACME_STRICT="1",
+    )
+
+
+def test_levels_hold_with_what_the_operators_are(site: Path) -> None:
+    passes(
+        site,
+        """
+from bnb_core.conformance import Findings, KernelTrial, claims, conform, end_to_end
+scenarios = list(end_to_end("acme"))
+assert not [scenario.failure for scenario in scenarios if scenario.failure]
+with_reference = {s.name for s in scenarios if any(kernel.endswith(": reference") for kernel in s.kernels)}
+assert with_reference == {s.name for s in scenarios if s.name.endswith("32-bit state")}, with_reference
+first = [ops_registry.kernels_for(op, "acme")[0] for op in ops_registry.OPS]
+trials = [
+    KernelTrial(row.op, row.name, "native" if row.is_native else "reference" if row.is_reference else "composed")
+    for row in first
+]
+found = {level: (holds, why) for level, holds, why in claims(Findings("acme", "full", {}, trials, scenarios))}
+assert found["inference"] == (True, "operators: 5 native, 6 composed, 1 reference"), found
+assert found["qlora"] == (True, "operators: 7 native, 6 composed, 1 reference"), found
+assert found["full"][0]
+""",
+    )
+
+
+def test_faults_of_a_device_are_caught(site: Path) -> None:
+    """A kernel that forgets which device it is on, and one that computes on the CPU."""
+    passes(
+        site,
+        """
+from bnb_core.conformance import conform
+right = ops_registry.kernels_for("int8_mm", "acme")[0].function
+def on_the_first(A, B, out=None):
+    value = right(A, B).to("acme:0")
+    return value if out is None else out.copy_(value)
+def on_the_cpu(A, B, out=None):
+    value = right(A, B).cpu()
+    return value if out is None else out.copy_(value)
+for fn, aspect, sentence in (
+    (on_the_first, "other device", "a result is on acme:0, not acme:1"),
+    (on_the_cpu, "agreement", "a result is on cpu"),
+):
+    row = ops_registry.Kernel(op="int8_mm", device="acme", name="acme/wrong", fn=fn, priority=1)
+    ops_registry.register_kernels([row])
+    (trial,) = conform("acme", ["int8_mm"], kernels=["acme/wrong"])
+    ops_registry.unregister_kernel(row)
+    assert any(f.aspect == aspect and sentence in f.sentences for f in trial.failures), trial.failures
+""",
+    )
+
+
+def test_the_command_times_it(site: Path) -> None:
     done = run(
         site,
         """
 from bnb_core.cli import main
-raise SystemExit(main(["conformance", "--device", "acme", "--op", "dequantize_4bit", "--op", "embedding_4bit"]))
+raise SystemExit(main(["conformance", "--device", "acme", "--op", "int8_mm"]))
 """,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split()[:3] for line in done.stdout.splitlines()[:2]] == [
-        ["dequantize_4bit", "acme/host", "ok"],
-        ["embedding_4bit", "composed", "ok"],
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:4] for line in lines[:2]] == [
+        ["int8_mm", "acme/host", "ok", "native,"],
+        ["int8_mm", "reference", "ok", "reference,"],
     ]
+    assert "× the reference" in done.stdout

@@ -320,11 +320,25 @@ def test_times_are_of_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SECONDS", 1e-4)
     for op in OPS:
         row = next(row for row in kernels_for(op, "cpu") if row.unavailable is None)
-        found = speed_of(op, "cpu", row)
+        found = speed_of(op, "cpu", row.name)
         if row.is_reference:
             assert found is None
         else:
             assert found is not None and min(found.seconds, found.reference, found.copy, found.megabytes) > 0
+
+
+def test_a_kernel_that_fails_on_larger_arguments_is_a_failure(planted: Callable[..., KernelTrial]) -> None:
+    def small_only(value: Tensor, *rest: Any) -> Tensor:
+        if value.numel() > 100_000:
+            raise MemoryError("the card is full")
+        return value
+
+    planted(small_only)
+    trial = next(conform("cpu", ["dequantize_4bit"], kernels=["toy/a"], timed=True))
+    (failure,) = trial.failures
+    assert (failure.aspect, failure.sentences) == ("times", ("it raised MemoryError: the card is full",))
+    with pytest.raises(MemoryError):
+        exec(failure.program, {})
 
 
 def test_the_command_and_its_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,6 @@ from bnb_core.conformance import (
     Failure,
     Findings,
     KernelTrial,
-    Speed,
     as_html,
     as_json,
     as_markdown,
@@ -25,7 +24,6 @@ from bnb_core.conformance import (
     conform,
     end_to_end,
     operators_of,
-    speed_of,
     times,
 )
 from bnb_core.ops_registry import OPS, kernels_for
@@ -80,9 +78,7 @@ def run(args: argparse.Namespace) -> int:
     findings = Findings(args.device, "some" if args.op or args.kernel else args.level, _machine(args.device))
     cases: Level = "full" if args.all_cases else "quick"
     ops = args.op or operators_of(args.level)
-    for trial in conform(args.device, ops, cases, kernels=args.kernel, beyond=args.large):
-        if not args.no_times and not trial.failures:
-            trial.speed = _speed(trial, args.device)
+    for trial in conform(args.device, ops, cases, kernels=args.kernel, beyond=args.large, timed=not args.no_times):
         findings.kernels.append(trial)
         out.print(_line(trial))
         for failure in trial.failures[:SHOWN]:
@@ -124,11 +120,6 @@ def _machine(device: str) -> dict[str, str]:
         name = getattr(torch.get_device_module(device), "get_device_name", lambda: device)()
     versions = f"bnb_core {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     return {"machine": f"{name}, {platform.system()}, {torch.get_num_threads()} threads", "versions": versions}
-
-
-def _speed(trial: KernelTrial, device: str) -> Speed | None:
-    row = next(row for row in kernels_for(trial.op, device) if row.name == trial.kernel)
-    return speed_of(trial.op, device, row)
 
 
 def _show(failure: Failure, out: Console) -> None:

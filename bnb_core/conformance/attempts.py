@@ -293,7 +293,7 @@ def other_stream(subject: Subject) -> Iterator[Attempt]:
                 late = (work[0, 0] - work[0, 0]).to(torch.int8)
                 behind = tree_map_only(Tensor, lambda t: t.view(torch.uint8).add(late).view(t.dtype), args)
                 got, wrong = subject.called(behind)
-            torch.accelerator.synchronize()
+            module.synchronize()
             return subject.distance(got, want, wrong)
 
         yield Attempt(f"{case.name} on a stream", dtype_of(subject.op, case.args), run)
@@ -394,7 +394,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _has_nan(values: Any) -> bool:
-    return any(t.is_floating_point() and bool(t.isnan().any()) for t in _tensors(values))
+    return any(t.is_floating_point() and bool(t.cpu().isnan().any()) for t in _tensors(values))
 
 
 def _spread(tensor: Tensor) -> Tensor:

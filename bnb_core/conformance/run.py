@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from bnb_core.ops_registry import OPS, Kernel, Op, kernels_for
+from bnb_core.ops_registry import OPS, Kernel, kernels_for
 from bnb_core.ops_registry.cases import Level
 
 from .attempts import ASPECTS, Attempt, Subject, large
 from .findings import Failure, KernelTrial, Kind, Tally
+from .speed import speed_of
 
 __all__ = ["LEVELS", "conform", "operators_of", "try_case"]
 
@@ -44,17 +45,21 @@ def conform(
     *,
     kernels: Collection[str] | None = None,
     beyond: bool = False,
+    timed: bool = False,
 ) -> Iterator[KernelTrial]:
     """Tries the kernels of a device for some operators, best first, the reference last.
 
     cases: `full` for the long lists of sizes. kernels: the names of those to try (all). beyond: also more than 2^31
-    elements, gigabytes each.
+    elements, gigabytes each. timed: with their speed.
     """
     for op in ops:
         known: dict[str, list[object]] = {}
         for kernel in kernels_for(op, device):
             if kernel.unavailable is None and (kernels is None or kernel.name in kernels):
-                yield _tried(Subject(OPS[op], device, kernel, cases, known), beyond)
+                trial = _tried(Subject(OPS[op], device, kernel, cases, known), beyond)
+                if timed:
+                    _time(trial, device)
+                yield trial
 
 
 def try_case(op: str, device: str, kernel: str, aspect: str, case: str, cases: Level = "full") -> list[str]:
@@ -77,12 +82,26 @@ def try_case(op: str, device: str, kernel: str, aspect: str, case: str, cases: L
 def _tried(subject: Subject, beyond: bool) -> KernelTrial:
     trial = KernelTrial(subject.op.name, subject.kernel.name, _kind(subject.kernel))
     for aspect, attempts in (*ASPECTS.items(), *([(LARGE, large)] if beyond else [])):
-        for attempt in attempts(subject):
-            _note(trial, subject, aspect, attempt)
+        try:
+            for attempt in attempts(subject):
+                _note(trial, subject, aspect, attempt)
+        except Exception as error:  # noqa: BLE001  a device may fail in making the arguments
+            sentence = f"no arguments for it: {type(error).__name__}: {error}"
+            trial.failures.append(_failure(subject, aspect, "its cases", sentence))
     if not trial.aspects["agreement"].passed and not trial.failures:
         program = f"import bnb_core\nbnb_core.explain({subject.op.name!r}, device={subject.device!r})"
         trial.failures.append(Failure("agreement", "all", ("it refuses every case of its operator",), program))
     return trial
+
+
+def _time(trial: KernelTrial, device: str) -> None:
+    try:
+        trial.speed = speed_of(trial.op, device, trial.kernel)
+    except Exception as error:  # noqa: BLE001  a vendor's kernel may raise anything
+        arguments = f"{trial.op!r}, {device!r}, {trial.kernel!r}"
+        program = f"import bnb_core\nfrom bnb_core.conformance import speed_of\nprint(speed_of({arguments}))"
+        sentence = f"it raised {type(error).__name__}: {error}"
+        trial.failures.append(Failure("times", "larger arguments", (sentence,), program))
 
 
 def _kind(kernel: Kernel) -> Kind:
@@ -100,10 +119,11 @@ def _note(trial: KernelTrial, subject: Subject, aspect: str, attempt: Attempt) -
         tally.failed += bool(outcome.sentences)
         tally.share = max(tally.share, outcome.share)
     if outcome.sentences:
-        program = _program(subject.op, subject, aspect, attempt.case)
-        trial.failures.append(Failure(aspect, attempt.case, outcome.sentences, program))
+        trial.failures.append(_failure(subject, aspect, attempt.case, *outcome.sentences))
 
 
-def _program(op: Op, subject: Subject, aspect: str, case: str) -> str:
-    arguments = ", ".join(map(repr, (op.name, subject.device, subject.kernel.name, aspect, case, subject.level)))
-    return f"import bnb_core\nfrom bnb_core.conformance import try_case\nprint(*try_case({arguments}), sep='\\n')"
+def _failure(subject: Subject, aspect: str, case: str, *sentences: str) -> Failure:
+    op, device, kernel = subject.op.name, subject.device, subject.kernel.name
+    arguments = ", ".join(map(repr, (op, device, kernel, aspect, case, subject.level)))
+    program = f"import bnb_core\nfrom bnb_core.conformance import try_case\nprint(*try_case({arguments}), sep='\\n')"
+    return Failure(aspect, case, sentences, program)

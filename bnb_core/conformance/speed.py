@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from bnb_core.ops_registry import OPS, Kernel, force
+from bnb_core.ops_registry import OPS, force, kernels_for
 from bnb_core.ops_registry.cases import Maker
 from bnb_core.ops_registry.codebooks import dynamic_map
 
@@ -23,13 +23,14 @@ COLUMNS, TOKENS = 2048, 16
 ROUNDS, SECONDS = 5, 0.01  # of each contestant, in turns; at least so long a round
 
 
-def speed_of(op: str, device: str, kernel: Kernel) -> Speed | None:
+def speed_of(op: str, device: str, kernel: str) -> Speed | None:
     """The best of interleaved rounds; None for the reference, and where the kernel does not take what is timed."""
-    if kernel.is_reference:
+    row = next(row for row in kernels_for(op, device) if row.name == kernel)
+    if row.is_reference:
         return None
     make = _Sizes(device, "quick", seed=0)
     args = OPS[op].complete(_ARGUMENTS[op](make))
-    if kernel.refuses(args) is not None:
+    if row.refuses(args) is not None:
         return None
     called = getattr(torch.ops.bnb_core, op).default
     moved = sum(t.nbytes for t in _tensors([args, called(*args)])) + sum(
@@ -45,14 +46,15 @@ def speed_of(op: str, device: str, kernel: Kernel) -> Speed | None:
 
         return run
 
-    contestants = (forced(kernel.name), forced("reference"), lambda: target.copy_(source))
+    contestants = (forced(kernel), forced("reference"), lambda: target.copy_(source))
     times = tuple(min(each) for each in zip(*_rounds(contestants, device), strict=True))
     return Speed(moved / 1e6, *times)
 
 
 def _rounds(contestants: tuple[Callable[[], Any], ...], device: str) -> Iterator[list[float]]:
     """Seconds of one call of each, round by round."""
-    wait = torch.accelerator.synchronize if device != "cpu" else lambda: None
+    # A device without it has computed when a call returns, as the CPU.
+    wait = getattr(None if device == "cpu" else torch.get_device_module(device), "synchronize", lambda: None)
     calls = []
     for run in contestants:
         run()

@@ -29,12 +29,14 @@ NAME, COUNT = "acme", 2
 # and `set_`, which torch has no composition for either, are further down.
 OPERATIONS = {
     "memory": "empty empty_strided resize_ fill_ zero_ _local_scalar_dense",
-    "views": "as_strided view",
+    "views": "as_strided view _reshape_alias",
     "products of matrices": "mm addmm",
     "arithmetic": "add sub mul div neg abs sign sqrt pow expm1",
-    "comparisons and masks": "eq ne gt ge le clamp where masked_fill_ bitwise_and bitwise_or bitwise_not",
+    "comparisons and masks": "lt eq ne gt ge le clamp where masked_fill_ bitwise_and bitwise_or bitwise_not",
     "reductions": "sum amax all any",
     "rows": "index_select cat",
+    "experts": "index scatter silu",
+    "opcheck of torch": "isnan",
     "a network around the layers": "relu threshold_backward mse_loss mse_loss_backward",
     "the reference, for embeddings whose rows are not whole blocks": "arange floor_divide remainder __rshift__",
     "the reference, for optimizers with a scale per tensor": "sort searchsorted bucketize",
