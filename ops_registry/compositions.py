@@ -1,4 +1,7 @@
-"""What an operator can be composed of: a device that has kernels for the parts has the whole, with no row for it."""
+"""What an operator can be composed of: a device that has kernels for the parts has the whole, with no row for it.
+
+What gives the values of codes or sums is arithmetic of torch; it comes with the kernel that makes them.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ COMPOSITIONS = {
     "gemm_4bit": Composition(("dequantize_4bit",)),
     "grouped_gemm_4bit": Composition(("dequantize_4bit",)),
     "embedding_4bit": Composition(("dequantize_4bit",), limited=True),
+    "int8_vectorwise_dequant": Composition(("int8_vectorwise_quant",)),
+    "int8_mm_dequant": Composition(("int8_mm",)),
     "int8_scaled_mm": Composition(("int8_mm",)),
     "int8_mixed_scaled_mm": Composition(("int8_mm",)),
     "int8_linear": Composition(("int8_mm", "int8_vectorwise_quant")),

@@ -46,8 +46,8 @@ def test_the_entry_point_of_the_project_is_the_one_that_is_found_here() -> None:
 def test_it_is_found_and_says_what_runs_where(site: Path) -> None:
     done = run(site, "from bnb_core.cli import main; main(['info'])")
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["acme", "loaded", "7"] in [line[:3] for line in lines]
-    asked = ("dequantize_4bit", "gemm_4bit", "int8_linear", "optimizer_step_8bit_blockwise", "int8_mm_dequant")
+    assert ["acme", "loaded", "6"] in [line[:3] for line in lines]
+    asked = ("dequantize_4bit", "gemm_4bit", "int8_linear", "int8_mm_dequant", "int8_double_quant")
     table = {line[0]: line[-1] for line in lines if line and line[0] in asked}
     assert table == dict(zip(asked, ["acme/host", *["composed"] * 3, "reference"], strict=True))
 
@@ -158,11 +158,11 @@ for place in ("acme:0", "acme:1", "cpu", None):
 
 def test_what_it_does_not_have_runs_on_the_reference_as_the_policy_says(site: Path) -> None:
     program = """
-sums, one = torch.ones(2, 3, dtype=torch.int32, device="acme"), torch.ones(3, device="acme")
+x = torch.ones(2, 3, device="acme")
 for _ in range(2):
-    torch.ops.bnb_core.int8_mm_dequant(sums, one[:2], one)
+    torch.ops.bnb_core.int8_double_quant(x)
 """
-    sentence = "bnb_core::int8_mm_dequant on acme runs on the slow reference: no kernel is registered for device acme"
+    sentence = "bnb_core::int8_double_quant on acme runs on the slow reference: no kernel is registered for device acme"
     assert run(site, program, BNB_CORE_FALLBACK="warn").stderr.count(f"FallbackWarning: {sentence}") == 1
     assert f"FallbackError: {sentence}" in run(site, program, BNB_CORE_FALLBACK="error").stderr
     assert not run(site, program, BNB_CORE_FALLBACK="allow").stderr
@@ -183,7 +183,7 @@ def test_a_broken_backend_beside_it_breaks_nothing(site: Path, tmp_path: Path, s
     done = installed.python("-c", BEGIN + program, path=path)
     assert done.returncode == 0 and not done.stderr
     listed = " ".join(installed.python("-m", "bnb_core", path=path, COLUMNS="200").stdout.split())
-    assert "acme loaded 7" in listed and "broken failed" in listed and reason in listed
+    assert "acme loaded 6" in listed and "broken failed" in listed and reason in listed
 
 
 # -- strict mode: nothing but the kernels and a short list of torch's operations ---------------------------------------
@@ -314,7 +314,7 @@ trials = list(conform("acme", ops_registry.OPS, kernels=("acme/host", "composed"
 failures = [(trial.op, trial.kernel, failure) for trial in trials for failure in trial.failures]
 assert not failures, failures[:3]
 kinds = [trial.kind for trial in trials]
-assert (kinds.count("native"), kinds.count("composed")) == (7, 8), kinds
+assert (kinds.count("native"), kinds.count("composed")) == (6, 10), kinds
 for trial in trials:
     assert {"agreement", "strided", "bad input", "other device", "opcheck"} <= trial.aspects.keys(), trial.op
 """,
@@ -337,8 +337,8 @@ trials = [
     for row in first
 ]
 found = {level: (holds, why) for level, holds, why in claims(Findings("acme", "full", {}, trials, scenarios))}
-assert found["inference"] == (True, "operators: 5 native, 6 composed, 1 reference"), found
-assert found["qlora"] == (True, "operators: 7 native, 6 composed, 1 reference"), found
+assert found["inference"] == (True, "operators: 4 native, 8 composed, 0 reference"), found
+assert found["qlora"] == (True, "operators: 6 native, 8 composed, 0 reference"), found
 assert found["full"][0]
 """,
     )

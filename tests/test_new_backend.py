@@ -52,10 +52,12 @@ def conforms(folder: Path, path: tuple[Path, ...], **environment: str) -> None:
     assert ["acme", "loaded", "2"] in [line.split()[:3] for line in listed.splitlines()]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--python"]], ids=["default", "python"])
-def test_a_package_is_found_and_passes_its_own_tests(tmp_path: Path, arguments: list[str]) -> None:
-    folder = write(tmp_path / "acme", *arguments)
+def test_a_package_is_found_and_passes_its_own_tests(tmp_path: Path) -> None:
+    folder = write(tmp_path / "acme")
     conforms(folder, set_up(folder))
+    named = write(tmp_path / "named", "--python")
+    for path in filter(Path.is_file, named.rglob("*")):
+        assert path.read_bytes() == (folder / path.relative_to(named)).read_bytes()
 
 
 @needs("setuptools", "pybind11", "pip")

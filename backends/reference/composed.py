@@ -13,8 +13,8 @@ import torch
 
 from bnb_core.ops_registry.groups import group_rows
 
+from . import int8
 from .fourbit import as_bytes, block_scales
-from .int8 import Int8Products
 from .optimizer import BlockwiseSteps, CodedState
 from .product import fp32_product
 
@@ -117,10 +117,14 @@ def embedding_4bit(
 
 # -- int8 --------------------------------------------------------------------------------------------------------------
 
-_products = Int8Products(ops.int8_mm.default, ops.int8_vectorwise_quant.default, ops.int8_vectorwise_dequant.default)
+_products = int8.Int8Products(
+    ops.int8_mm.default, ops.int8_vectorwise_quant.default, ops.int8_vectorwise_dequant.default
+)
 int8_scaled_mm = _products.int8_scaled_mm
 int8_mixed_scaled_mm = _products.int8_mixed_scaled_mm
 int8_linear = _products.int8_linear
+int8_vectorwise_dequant = int8.int8_vectorwise_dequant
+int8_mm_dequant = int8.int8_mm_dequant
 
 
 # -- optimizers with 8-bit state ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Kernels for acme: two of their own, with which 4-bit layers are composed."""
+"""Kernels for acme, of which 4-bit and int8 layers and 8-bit optimizers are composed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ KERNELS = tuple(
     for op in (
         *("quantize_4bit", "dequantize_4bit"),
         *("quantize_blockwise", "dequantize_blockwise"),
-        *("int8_vectorwise_quant", "int8_vectorwise_dequant", "int8_mm"),
+        *("int8_vectorwise_quant", "int8_mm"),
     )
 )
