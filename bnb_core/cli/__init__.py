@@ -22,7 +22,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "info": "what is installed, which backends are loaded, which kernel serves which operator (the default)",
     "check": "train a step and run a 4-bit and an 8-bit layer on each device, and compare them with the reference",
-    "conformance": "try each kernel of a device against the reference, with every case of its operator",
+    "conformance": "try each kernel of a device against the reference, then layers and optimizers; a report",
     "new-backend": "write the beginning of a backend: two kernels, their table, and their tests",
     "quantize": "quantize a model in safetensors files into a checkpoint that transformers loads",
     "explain": "the kernels that can serve an operator, and their limits",
