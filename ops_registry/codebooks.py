@@ -18,13 +18,16 @@ import functools
 import struct
 from itertools import pairwise
 from statistics import NormalDist
+from typing import NamedTuple
 
 import torch
 
 __all__ = [
     "FOUR_BIT",
     "TABLE_SIZE",
+    "DecisionTable",
     "as_table",
+    "decision_table",
     "dynamic_map",
     "dynamic_values",
     "four_bit",
@@ -221,3 +224,27 @@ def fp8_map(
 ) -> torch.Tensor:
     """`fp8_values` as a shared fp32 tensor [256]. Raises ValueError where the bits do not add up."""
     return as_table(fp8_values(signed, exponent_bits, precision_bits, total_bits), device)
+
+
+class DecisionTable(NamedTuple):
+    """Boundaries between the values of a code in ascending order, and the codes (uint8) of the values in that order."""
+
+    boundaries: torch.Tensor
+    codes: torch.Tensor
+
+    def nearest(self, t: torch.Tensor) -> torch.Tensor:
+        """The code of the value nearest to each number; a number on a boundary belongs to the value below it."""
+        position = torch.bucketize(t, self.boundaries, out_int32=True)
+        return self.codes.index_select(0, position.view(-1))
+
+
+def decision_table(code: torch.Tensor, merge_equals: bool = True) -> DecisionTable:
+    """Boundaries are midpoints of neighbours, rounded to fp32.
+
+    Equal values are served by the one with the lowest index. Not merged, they are neighbours like others: the lowest
+    index has the numbers up to the value, the highest those above.
+    """
+    values, order = torch.sort(code, stable=True)
+    if merge_equals:
+        order = order.index_select(0, torch.searchsorted(values, values))
+    return DecisionTable((values[:-1] + values[1:]) / 2, order.to(torch.uint8))

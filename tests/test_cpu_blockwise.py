@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from bnb_core.backends.reference import blockwise as reference
-from bnb_core.backends.reference.blockwise import decision_table
-from bnb_core.ops_registry.codebooks import dynamic_map, four_bit, fp8_map, linear_map, normal_map
+from bnb_core.ops_registry.codebooks import decision_table, dynamic_map, four_bit, fp8_map, linear_map, normal_map
 from bnb_core.ops_registry.formats import FLOATS as DTYPES
 
 if find_spec("bnb_core.backends.cpu._native") is None:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from bnb_core.backends.reference import fourbit as reference
-from bnb_core.backends.reference.blockwise import decision_table
-from bnb_core.ops_registry.codebooks import four_bit
+from bnb_core.ops_registry.codebooks import decision_table, four_bit
 from bnb_core.ops_registry.formats import BLOCKSIZES, FLOATS, QUANT_TYPES, STORAGES
 
 if find_spec("bnb_core.backends.cpu._native") is None:

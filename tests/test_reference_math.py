@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bnb_core.backends.reference import blockwise, fourbit, int8, optimizer, product, statistics
 from bnb_core.ops_registry import OPTIMIZER_STATES
-from bnb_core.ops_registry.codebooks import FOUR_BIT, dynamic_map, fp8_map, linear_map
+from bnb_core.ops_registry.codebooks import FOUR_BIT, decision_table, dynamic_map, fp8_map, linear_map
 from bnb_core.ops_registry.precision import full_fp32
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -73,7 +73,7 @@ def check_nearest(t: Tensor, codes: Tensor, code: Tensor, lowest_index: bool = T
 
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES)
 def test_quantize_blockwise_finds_the_nearest_code(code: Tensor, device: torch.device) -> None:
-    boundaries = blockwise.decision_table(code).boundaries
+    boundaries = decision_table(code).boundaries
     neighbours = [torch.nextafter(boundaries, torch.tensor(side)) for side in (-2.0, 2.0)]
     ones = torch.ones(1)
     A = torch.cat([ones, boundaries, *neighbours, code, -code.flip(0), normal(2000, seed=1, scale=0.3)]).clamp(-1, 1)

@@ -8,10 +8,11 @@ optimizers, arXiv:2110.02861).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from bnb_core.ops_registry.codebooks import DecisionTable, decision_table
 
 # Elements worked on at a time: bounds the memory for intermediate results, and on a CPU they stay in cache.
 CHUNK = 1 << 20
@@ -50,30 +51,6 @@ def dequantize_blockwise(
         values[elements] = scale_blocks(found, absmax.reshape(-1)[blocks], blocksize)
     values = values.view(A.shape)
     return values if out is None else out.copy_(values)
-
-
-class DecisionTable(NamedTuple):
-    """Boundaries between the values of a code in ascending order, and the codes (uint8) of the values in that order."""
-
-    boundaries: torch.Tensor
-    codes: torch.Tensor
-
-    def nearest(self, t: torch.Tensor) -> torch.Tensor:
-        """The code of the value nearest to each number; a number on a boundary belongs to the value below it."""
-        position = torch.bucketize(t, self.boundaries, out_int32=True)
-        return self.codes.index_select(0, position.view(-1))
-
-
-def decision_table(code: torch.Tensor, merge_equals: bool = True) -> DecisionTable:
-    """Boundaries are midpoints of neighbours, rounded to fp32.
-
-    Equal values are served by the one with the lowest index. Not merged, they are neighbours like others: the lowest
-    index has the numbers up to the value, the highest those above.
-    """
-    values, order = torch.sort(code, stable=True)
-    if merge_equals:
-        order = order.index_select(0, torch.searchsorted(values, values))
-    return DecisionTable((values[:-1] + values[1:]) / 2, order.to(torch.uint8))
 
 
 def encode(

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from bnb_core.ops_registry.codebooks import four_bit
+from bnb_core.ops_registry.codebooks import decision_table, four_bit
 from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
 from bnb_core.ops_registry.groups import group_rows
 
-from .blockwise import CHUNK, block_slices, decision_table, dequantize_blockwise, encode, scale_blocks
+from .blockwise import CHUNK, block_slices, dequantize_blockwise, encode, scale_blocks
 from .product import fp32_product
 
 

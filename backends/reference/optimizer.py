@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import torch
 
+from bnb_core.ops_registry.codebooks import decision_table
 from bnb_core.ops_registry.formats import STATE_BLOCKSIZE
 
-from .blockwise import as_blocks, decision_table, dequantize_blockwise, encode
+from .blockwise import as_blocks, dequantize_blockwise, encode
 from .reduction import norm
 
 Moments = Sequence[torch.Tensor]

@@ -1,0 +1,44 @@
+"""Portable GPU kernels in Triton: a library, with no device of its own. The tables of devices take their rows here.
+
+`rows("xpu")` are the rows of a device. With TRITON_INTERPRET=1 the kernels are interpreted on the CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from bnb_core.ops_registry import BackendUnavailable, Kernel
+
+API_VERSION = 1
+
+KERNELS: tuple[Kernel, ...] = ()
+
+# Family → its operators.
+OPS = {
+    "blockwise": ("quantize_blockwise", "dequantize_blockwise"),
+    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit"),
+}
+# Those whose kernels refuse some arguments, in `why_not_<op>`.
+LIMITED = {"quantize_blockwise"}
+
+
+def is_available() -> bool:
+    """True where Triton is installed; raises BackendUnavailable where it is not."""
+    if find_spec("triton") is None:
+        raise BackendUnavailable("triton is not installed")
+    return True
+
+
+def rows(device: str) -> tuple[Kernel, ...]:
+    """A row for each operator, named `DEVICE/triton`."""
+    return tuple(
+        Kernel(
+            op=op,
+            device=device,
+            name=f"{device}/triton",
+            fn=f"{__name__}.{family}:{op}",
+            why_not=f"{__name__}.{family}:why_not_{op}" if op in LIMITED else None,
+        )
+        for family, ops in OPS.items()
+        for op in ops
+    )

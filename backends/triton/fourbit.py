@@ -1,0 +1,169 @@
+"""4-bit weights, NF4 and FP4 (QLoRA, arXiv:2305.14314): the even element in the high half of a byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bnb_core.ops_registry.checks import ceil_div
+from bnb_core.ops_registry.codebooks import decision_table, four_bit
+from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
+
+from .blockwise import block_absmax, dequantize_blockwise, nearest
+from .launch import INTERPRETED, on_device, positions, rounded
+
+TILE = 4096  # elements of a program that quantizes
+SIZE = 1024  # bytes of a program that dequantizes
+FEW = 8  # rows that a program multiplies without tensor cores
+
+
+def quantize_4bit(A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Packed codes [units of quant_storage, 1] and absmax (fp32, one per block)."""
+    n = A.numel()
+    units = ceil_div(ceil_div(n, 2), quant_storage.itemsize)
+    packed = torch.zeros(units, 1, dtype=quant_storage, device=A.device)
+    absmax = torch.empty(ceil_div(n, blocksize), dtype=torch.float32, device=A.device)
+    # FP4 has two zeros. Its second one serves the numbers just above 0, as in the bytes of the public package.
+    boundaries, order = decision_table(four_bit(quant_type, A.device), merge_equals=False)
+    rows = max(1, TILE // blocksize)
+    if n:
+        with on_device(A):
+            _quantize[(triton.cdiv(absmax.numel(), rows),)](
+                *(A.contiguous(), boundaries, order, packed.view(torch.uint8), absmax, n, absmax.numel()),
+                ROWS=rows,
+                BLOCK=blocksize,
+            )
+    return packed, absmax
+
+
+def dequantize_4bit(
+    A: Tensor,
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`code * absmax` of each element in fp32, rounded once to `dtype`; a tensor of `shape`."""
+    result = torch.empty(tuple(shape), dtype=dtype, device=A.device)
+    if n := result.numel():
+        code = four_bit(quant_type, A.device)
+        with on_device(A):
+            _dequantize[(triton.cdiv(n, 2 * SIZE),)](
+                _bytes(A), absmax.contiguous(), code, result, n, blocksize, SIZE=SIZE
+            )
+    return result if out is None else out.copy_(result)
+
+
+def gemm_4bit(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """A [..., K] times the transpose of the weight [N, K], plus bias [N], summed in fp32 and rounded once.
+
+    Tensor cores get weights of 16 bits rounded to A's dtype; few rows, and fp32, are multiplied in fp32.
+    """
+    N, K = shapeB
+    scales = absmax
+    if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
+        scales = dequantize_blockwise(absmax_8bit, absmax, absmax_code, NESTED_BLOCKSIZE, torch.float32)
+        scales = scales + absmax_offset.reshape(())
+    M = math.prod(A.shape[:-1])
+    result = torch.empty(*A.shape[:-1], N, dtype=A.dtype, device=A.device)
+    if result.numel():
+        few = M <= FEW
+        tile = {"ROWS": 1, "COLUMNS": 32, "DEPTH": 128} if few else {"ROWS": 32, "COLUMNS": 64, "DEPTH": 64}
+        grid = triton.cdiv(M, tile["ROWS"]), triton.cdiv(N, tile["COLUMNS"])
+        args = (
+            A.contiguous(),
+            _bytes(B),
+            scales.contiguous(),
+            four_bit(quant_type, A.device),
+            result if bias is None else bias,
+        )
+        with on_device(A):
+            _gemm[grid](*args, result, M, N, K, blocksize, FEW=few, BIAS=bias is not None, **tile)
+    return result if out is None else out.copy_(result)
+
+
+def _bytes(packed: Tensor) -> Tensor:
+    """The bytes of a packed tensor of any storage dtype, flat."""
+    return packed.contiguous().as_strided((packed.numel(),), (1,)).view(torch.uint8)
+
+
+@triton.jit
+def _quantize(A, boundaries, order, packed, absmax, n, blocks, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    block = positions(ROWS)
+    element = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    exist = element < n
+    x = tl.load(A + element, mask=exist, other=0.0).to(tl.float32)
+    scale, scales = block_absmax(x, exist)
+    divisor = tl.where(scales, scale, 1.0)
+    # Ties are decided by the product with the inverse, where that is a normal number.
+    has_inverse = (divisor >= 2.0**-126) & (divisor <= 2.0**126)
+    product = x * tl.div_rn(tl.full(divisor.shape, 1.0, tl.float32), divisor)[:, None]
+    t = tl.where(has_inverse[:, None], product, tl.div_rn(x, divisor[:, None]))
+    t = tl.where(scales[:, None], t, 0.0)
+    codes = nearest(t, boundaries, order, 16, 4)
+    high, low = tl.split(codes.reshape(ROWS, BLOCK // 2, 2))
+    byte = block[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
+    tl.store(packed + byte, (high << 4) | low, mask=byte * 2 < n)
+    tl.store(absmax + block, scale, mask=block < blocks)
+
+
+@triton.jit
+def _dequantize(packed, absmax, code, result, n, blocksize, SIZE: tl.constexpr):
+    byte = positions(SIZE)
+    exist = byte * 2 < n
+    pair = tl.load(packed + byte, mask=exist, other=0).to(tl.int32)
+    # Both elements of a byte are in one block: block sizes are even.
+    scale = tl.load(absmax + byte * 2 // blocksize, mask=exist, other=0.0)
+    high, low = tl.load(code + (pair >> 4)) * scale, tl.load(code + (pair & 15)) * scale
+    values = tl.join(high, low).reshape(2 * SIZE)
+    element = positions(2 * SIZE)
+    tl.store(result + element, rounded(values, result.dtype.element_ty), mask=element < n)
+
+
+@triton.jit
+def _gemm(
+    A, packed, absmax, code, bias, result, M, N, K, blocksize,
+    FEW: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, K, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        element = column[None, :] * K + k[:, None]
+        exist = (column < N)[None, :] & (k < K)[:, None]
+        byte = tl.load(packed + element // 2, mask=exist, other=0).to(tl.int32)
+        nibble = tl.where(element % 2 == 0, byte >> 4, byte & 15)
+        scale = tl.load(absmax + element // blocksize, mask=exist, other=0.0)
+        weight = tl.where(exist, tl.load(code + nibble) * scale, 0.0)
+        x = tl.load(A + row[:, None] * K + k[None, :], mask=(row < M)[:, None] & (k < K)[None, :], other=0.0)
+        if FEW:
+            total += tl.sum(x.to(tl.float32).reshape(DEPTH, 1) * weight, 0)[None, :]
+        else:
+            weight = rounded(weight, A.dtype.element_ty)
+            if INTERPRETED:  # its product takes bf16 for integers
+                x, weight = x.to(tl.float32), weight.to(tl.float32)
+            total = tl.dot(x, weight, total, input_precision="ieee")
+    if BIAS:
+        total += tl.load(bias + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
+    place = row[:, None] * N + column[None, :]
+    tl.store(result + place, rounded(total, result.dtype.element_ty), mask=(row < M)[:, None] & (column < N)[None, :])
