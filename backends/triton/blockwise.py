@@ -41,7 +41,7 @@ def quantize_blockwise(
                 *(flat, boundaries, order, codes, absmax, n, absmax.numel(), blocksize, code.numel()),
                 ROWS=tile,
                 COLUMNS=columns,
-                STEPS=next_power(code.numel()).bit_length(),
+                STEPS=(code.numel() - 1).bit_length(),
             )
     if out is None:
         return codes, absmax
