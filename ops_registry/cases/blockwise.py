@@ -43,6 +43,8 @@ def quantize_cases(make: Maker) -> Iterator[Case]:
     yield Case("transposed", (make.normal(40, 33).t(), code, 64))
     yield Case("subnormal", (make.normal(300, scale=1e-41), code, 64))
     yield Case("huge", (make.normal(300, scale=1e38).clamp(-3e38, 3e38), code, 64))
+    yield Case("short code", (make.normal(300), make.tensor([-1.0, -0.25, 0.5, 1.0]), 64))
+    yield Case("many", (make.normal(70001), code, 64))
     yield Case("duplicate and unsorted codes", (make.normal(300), make.tensor([0.0, 1.0, -1.0, 0.0, 0.5, 0.5]), 64))
 
 
@@ -58,6 +60,11 @@ def dequantize_cases(make: Maker) -> Iterator[Case]:
     absmax = make.tensor([0.0, torch.nan, torch.inf, 1e-40, 3e38])
     yield Case("zero, NaN, Inf, subnormal and huge scales", (make.bytes(300), absmax, code, 64, torch.float32))
     yield Case("fp16 overflow", (make.bytes(300), absmax * 0 + 1e6, code, 64, torch.float16))
+    halves = make.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
+    for dtype in FLOATS[1:]:
+        A = make.integers(1000, low=0, high=5, dtype=torch.uint8)
+        yield Case(f"{dtype} ties, overflow and subnormal values", (A, make.edge_scales(), halves, 64, dtype))
+    yield Case("many", (make.bytes(70001), make.absmax(70001, 64), code, 64, torch.bfloat16))
     yield Case("strided", (make.strided(make.bytes(40, 33)), make.absmax(40 * 33, 64), code, 64, torch.float32))
     absmax = make.strided(make.absmax(640, 64))
     yield Case("strided scales", (make.bytes(640), absmax, code, 64, torch.bfloat16))

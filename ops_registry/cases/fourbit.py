@@ -40,6 +40,7 @@ def quantize_cases(make: Maker) -> Iterator[Case]:
         yield Case(f"{quant_type} NaN and Inf", (A, 64, quant_type, torch.uint8))
         yield Case(f"{quant_type} strided", (make.strided(make.normal(12, 33)), 64, quant_type, torch.uint8))
         yield Case(f"{quant_type} subnormal", (make.normal(300, scale=1e-41), 64, quant_type, torch.uint8))
+        yield Case(f"{quant_type} many", (make.normal(70001), 64, quant_type, torch.uint8))
 
 
 def dequantize_cases(make: Maker) -> Iterator[Case]:
@@ -54,6 +55,12 @@ def dequantize_cases(make: Maker) -> Iterator[Case]:
         scales = make.tensor([0.0, torch.nan, torch.inf, 1e-40, 3e38])
         args = (make.packed((300,)), scales, 64, quant_type, (300,), torch.float32)
         yield Case(f"{quant_type} zero, NaN, Inf, subnormal and huge scales", args)
+        for dtype in FLOATS[1:]:
+            scales = make.edge_scales()
+            args = (make.packed((1000,)), scales, 64, quant_type, (1000,), dtype)
+            yield Case(f"{quant_type} {dtype} ties, overflow and subnormal values", args)
+        args = (make.packed((70001,)), make.absmax(70001, 64), 64, quant_type, (70001,), torch.bfloat16)
+        yield Case(f"{quant_type} many", args)
         packed = make.packed((40, 33)).t()
         args = (packed, make.strided(make.absmax(1320, 64)), 64, quant_type, (40, 33), torch.float16)
         yield Case(f"{quant_type} transposed bytes, strided scales", args)
@@ -99,6 +106,14 @@ def gemm_cases(make: Maker) -> Iterator[Case]:
     bias = make.normal(16)
     args = (make.normal(2, 64, dtype=torch.bfloat16), make.packed(shape), shape, make.absmax(1024, 64), 64, "nf4", bias)
     yield Case("fp32 bias on bf16", args)
+    for dtype in FLOATS:
+        wide = (72, 1056)
+        absmax, statistics = _scales(make, wide, 64, True)
+        args = (make.normal(20, 1056, dtype=dtype), make.packed(wide), wide, absmax, 64, "nf4", None, *statistics)
+        yield Case(f"{dtype} larger, nested", args)
+        A, scales = make.normal(3, 64, dtype=dtype), make.absmax(1024, 64)
+        A[0, 5], scales[3] = torch.nan, torch.nan
+        yield Case(f"{dtype} NaN", (A, make.packed(shape), shape, scales, 64, "nf4"))
     for empty in ((0, 64), (4, 0)):
         args = (make.normal(3, empty[1]), make.packed(empty), empty, make.absmax(0, 64), 64, "nf4")
         yield Case(f"empty weight {list(empty)}", args)
@@ -130,6 +145,13 @@ def grouped_cases(make: Maker) -> Iterator[Case]:
         yield Case(f"in {storage}", args)
     A, packed = make.strided(make.normal(3, 64)), make.packed(shape).t()
     yield Case("strided", (A, packed, shape, make.strided(scales), 64, "nf4", make.strided(of)))
+    wide = (2, 72, 1088)
+    absmax, statistics = _scales(make, wide, 64, True)
+    args = (make.normal(40, 1088), make.packed(wide), wide, absmax, 64, "nf4", make.tensor([20, 40], torch.int64))
+    yield Case("larger, nested", (*args, None, *statistics))
+    A, poisoned = make.normal(3, 64), scales.clone()
+    A[2, 5], poisoned[3] = torch.nan, torch.nan
+    yield Case("NaN", (A, make.packed(shape), shape, poisoned, 64, "nf4", of))
     yield Case("no rows", (make.normal(0, 64), make.packed(shape), shape, scales, 64, "nf4", of * 0))
     empty = (make.normal(3, 0), make.packed((2, 4, 0)), (2, 4, 0), make.absmax(0, 64), 64, "nf4")
     yield Case("no columns", (*empty, make.tensor([1, 2], torch.int64)))
@@ -152,6 +174,14 @@ def embedding_cases(make: Maker) -> Iterator[Case]:
         yield Case(f"indices {list(lead)}", (make.integers(*lead, low=0, high=10, dtype=torch.int64), *weight))
     no_columns = (make.packed((10, 0)), (10, 0), make.absmax(0, 64), 64, "nf4", torch.float32)
     yield Case("no columns", (make.tensor([1, 2], torch.int64), *no_columns))
+    absmax, statistics = _scales(make, (300, 64), 64, True)
+    many = make.tensor([299, 0, 256, 257], torch.int32)
+    yield Case(
+        "300 rows nested", (many, make.packed((300, 64)), (300, 64), absmax, 64, "nf4", torch.float32, *statistics)
+    )
+    for dtype in FLOATS[1:]:
+        args = (make.packed((16, 64)), (16, 64), make.edge_scales(), 64, "nf4", dtype)
+        yield Case(f"{dtype} ties, overflow and subnormal values", (make.tensor([*range(16)], torch.int64), *args))
     yield Case("int32 indices", (make.tensor([9, 0, 9], torch.int32), *weight))
     yield Case("strided indices", (make.strided(make.tensor([[1, 2], [3, 9]], torch.int64)), *weight))
 

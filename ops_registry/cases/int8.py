@@ -40,6 +40,12 @@ def activation_cases(make: Maker, thresholds: tuple[float, ...]) -> Iterator[Cas
         A[1, 5], A[2, 6], A[3, 7] = torch.nan, torch.inf, -torch.inf
         yield Case(f"NaN and Inf threshold {threshold}", (A, threshold))
         yield Case(f"strided threshold {threshold}", (make.strided(_activations(make, 6, 40)), threshold))
+        for dtype in FLOATS:
+            A = _activations(make, 6, 40, dtype=dtype)
+            A[1, 5], A[2, 6], A[3] = torch.nan, -torch.inf, A[3] * 1e-41
+            A[4, 7], A[4, 8] = threshold, -threshold
+            yield Case(f"{dtype} NaN, Inf, tiny row and values of threshold {threshold}", (A, threshold))
+    yield Case("many", (make.normal(130, 72), thresholds[0]))
     yield Case("ties to even", (make.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 127.0]]), thresholds[0]))
     yield Case("no outlier", (make.normal(4, 32), 100.0))
 
@@ -57,6 +63,9 @@ def _products(make: Maker) -> Iterator[tuple[str, Tensor, Tensor]]:
         torch.full((2, 2048), -128, dtype=torch.int8, device=make.device),
     )
     yield "strided", make.strided(make.int8(4, 24)), make.int8(24, 6).t()
+    # Sums beyond 2^24, which fp32 does not hold.
+    A, B = (make.integers(n, 2049, low=100, high=128, dtype=torch.int8) for n in (40, 300))
+    yield "large sums", A, B
 
 
 def mm_cases(make: Maker) -> Iterator[Case]:
@@ -81,6 +90,13 @@ def mm_dequant_cases(make: Maker) -> Iterator[Case]:
             yield Case(
                 f"{dtype} {list(shape)} bias", (A, *stats, dtype, make.normal(shape[-1], dtype=dtype or torch.float16))
             )
+    A = make.integers(130, 72, low=-(10**6), high=10**6, dtype=torch.int32)
+    for dtype in FLOATS:
+        rows, columns = make.positive(130), make.positive(72)
+        rows[1], rows[2], columns[3], columns[4] = torch.nan, torch.inf, torch.nan, 3e4
+        yield Case(f"{dtype} NaN, Inf and huge scales", (A, rows, columns, dtype))
+    args = (A, make.positive(130), make.positive(72), torch.bfloat16, make.normal(72))
+    yield Case("fp32 bias on bf16", args)
     A = make.strided(make.integers(6, 9, low=-99, high=99, dtype=torch.int32))
     yield Case("strided", (A, make.positive(6), make.positive(9), torch.float32, make.normal(9)))
 
@@ -91,6 +107,9 @@ def scaled_cases(make: Maker) -> Iterator[Case]:
         yield Case(name, (A, B, *stats))
         for dtype in FLOATS:
             yield Case(f"{dtype} {name}", (A, B, *stats, make.normal(B.shape[0], dtype=dtype), dtype))
+    rows, columns = make.tensor([1.0, torch.nan, 0.0]), make.tensor([0.5, torch.nan, torch.inf, 3e4])
+    args = (make.int8(3, 40), make.int8(4, 40), rows, columns, make.normal(4), torch.bfloat16)
+    yield Case("NaN, Inf and huge scales, fp32 bias on bf16", args)
 
 
 def mixed_cases(make: Maker) -> Iterator[Case]:
@@ -103,6 +122,11 @@ def mixed_cases(make: Maker) -> Iterator[Case]:
             for outliers in ([], [3], [0, 5, 7]):
                 cols = make.tensor(outliers, torch.int64)
                 yield Case(f"{dtype} {list(shape)} outliers {outliers}", (*args, cols, bias))
+    A, CA, CB = make.normal(40, 1100, dtype=torch.bfloat16), make.int8(40, 1100), make.int8(72, 1100)
+    SCA, SCB = make.positive(40), make.positive(72)
+    yield Case("larger, fp32 bias on bf16", (A, CA, CB, SCA, SCB, make.tensor([3, 1090], torch.int64), make.normal(72)))
+    SCA[1], SCB[2] = torch.nan, torch.nan
+    yield Case("NaN scales", (A, CA, CB, SCA, SCB))
 
 
 def linear_cases(make: Maker) -> Iterator[Case]:
@@ -116,6 +140,12 @@ def linear_cases(make: Maker) -> Iterator[Case]:
                 yield Case(f"{dtype} {list(shape)} threshold {threshold} bias", (*args, bias, threshold))
     A = make.strided(_activations(make, 6, 40))
     yield Case("strided", (A, make.int8(40, 8).t(), make.positive(8), make.normal(8), 6.0))
+    A, SCB = make.normal(40, 1100, dtype=torch.bfloat16), make.positive(72)
+    yield Case("larger, fp32 bias on bf16", (A, make.int8(72, 1100), SCB, make.normal(72), 3.0))
+    A, SCB = make.normal(6, 40), make.positive(7)
+    A[1, 5], A[2, 6], A[3, 7], SCB[2] = torch.nan, torch.inf, 6.0, torch.nan
+    for threshold in (0.0, 6.0):
+        yield Case(f"NaN and Inf threshold {threshold}", (A, make.int8(7, 40), SCB, None, threshold))
 
 
 def bad_activations(make: Maker) -> Iterator[BadCase]:

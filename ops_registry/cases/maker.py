@@ -76,6 +76,13 @@ class Maker:
     def absmax(self, elements: int, blocksize: int) -> torch.Tensor:
         return self.positive(ceil_div(elements, blocksize))
 
+    def edge_scales(self) -> torch.Tensor:
+        """Of 16 blocks: ties of bf16 and of fp16, subnormal ones, those beyond fp16, zero, NaN, Inf."""
+        ties = [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11]
+        return self.tensor(
+            [*ties, 1e-40, 1e-39, 1e-7, 1e-6, 3e-5, 65519.0, 65520.0, 1e6, 3e38, 0.0, torch.nan, torch.inf]
+        )
+
     def tensor(self, values: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=self.device)
 

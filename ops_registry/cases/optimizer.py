@@ -25,6 +25,10 @@ _SCALARS: dict[str, tuple[float, float, float, float, float]] = {
 }
 
 
+def _scalars(rule: str, eps: float | None) -> tuple[float, ...]:
+    return _SCALARS[rule] if eps is None else (*_SCALARS[rule][:-1], eps)
+
+
 def _lists(
     make: Maker, form: StateFormat, rule: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> ParameterLists:
@@ -63,23 +67,48 @@ def _single(tensors: Sequence[Tensor] | None) -> Tensor | None:
 
 
 def _update_args(
-    form: StateFormat, make: Maker, rule: str, lists: ParameterLists, step: int, weight_decay: float, skip_zeros: bool
+    form: StateFormat,
+    make: Maker,
+    rule: str,
+    lists: ParameterLists,
+    step: int,
+    weight_decay: float,
+    skip_zeros: bool,
+    eps: float | None = None,
 ) -> tuple[Any, ...]:
     tensors = (lists.grads[0], lists.params[0], lists.state1[0], _single(lists.state2))
     if form is FP32:
         unorm, max_unorm = (lists.unorm_vec[0], 0.1) if lists.unorm_vec else (None, 0.0)
         norm = float(lists.params[0].float().norm())
-        return (rule, *tensors, unorm, max_unorm, norm, *_SCALARS[rule], weight_decay, step, 0.01, 0.9, skip_zeros)
+        return (rule, *tensors, unorm, max_unorm, norm, *_scalars(rule, eps), weight_decay, step, 0.01, 0.9, skip_zeros)
     scales = _single(lists.scale1), _single(lists.scale2)
-    return (rule, *tensors, *_SCALARS[rule], step, 0.01, *_maps(make, rule), *scales, weight_decay, 0.9, skip_zeros)
+    return (
+        rule,
+        *tensors,
+        *_scalars(rule, eps),
+        step,
+        0.01,
+        *_maps(make, rule),
+        *scales,
+        weight_decay,
+        0.9,
+        skip_zeros,
+    )
 
 
 def _step_args(
-    form: StateFormat, make: Maker, rule: str, lists: ParameterLists, step: int, weight_decay: float, skip_zeros: bool
+    form: StateFormat,
+    make: Maker,
+    rule: str,
+    lists: ParameterLists,
+    step: int,
+    weight_decay: float,
+    skip_zeros: bool,
+    eps: float | None = None,
 ) -> tuple[Any, ...]:
     tensors = (lists.grads, lists.params, lists.state1, lists.state2)
     on_device = make.tensor(float(step)), make.tensor(0.01)
-    scalars = (*_SCALARS[rule], weight_decay, 0.9, skip_zeros)
+    scalars = (*_scalars(rule, eps), weight_decay, 0.9, skip_zeros)
     if form is FP32:
         return (rule, *tensors, lists.unorm_vec, *on_device, 0.1 if lists.unorm_vec else 0.0, *scalars)
     return (rule, *tensors, *_maps(make, rule), lists.scale1, lists.scale2, *on_device, *scalars)
@@ -123,8 +152,14 @@ def optimizer_cases(form: StateFormat, many: bool) -> Any:
             strided = lists._replace(
                 grads=[make.strided(lists.grads[0])], params=[lists.params[0].t().contiguous().t()]
             )
-            yield Case(f"{rule} strided", args(form, make, rule, strided, 5, 0.1, False))
+            # The first step, with a weight decay, and an eps that is seen.
+            yield Case(f"{rule} strided", args(form, make, rule, strided, 1, 0.1, False, 0.05))
+            lists = _lists(make, form, rule, [(600,)], torch.float32)
+            lists.grads[0][3], lists.grads[0][300] = torch.nan, torch.inf
+            yield Case(f"{rule} NaN and Inf", args(form, make, rule, lists, 5, 0.1, False))
         if many:
+            lists = _lists(make, form, "adam", [(n,) for n in range(40)], torch.float32)
+            yield Case("40 parameters", args(form, make, "adam", lists, 5, 0.1, False))
             empty = ParameterLists([], [], [], [], [] if form.scale else None, [] if form.scale else None)
             yield Case("no parameters", args(form, make, "adam", empty, 5, 0.1, False))
 
