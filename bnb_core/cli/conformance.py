@@ -87,6 +87,10 @@ def run(args: argparse.Namespace) -> int:
         findings.scenarios.append(scenario)
         if scenario.failure is not None:
             _show(scenario.failure, out)
+    if not findings.kernels:
+        raise CommandError(
+            "no kernel was tried: none of those named is available here for an operator that is asked for"
+        )
     for report in args.report or ():
         FORMATS[report.suffix](findings, report)
     for level, holds, why in claims(findings):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
+from typing import Any
 
 from .findings import Failure, Findings, KernelTrial
 from .run import LEVELS
@@ -15,8 +17,16 @@ FLOATS = ("float32", "float16", "bfloat16")
 
 
 def as_json(findings: Findings) -> str:
-    """All of it."""
-    return json.dumps(dataclasses.asdict(findings), indent=2)
+    """All of it; a distance without bound is null, for JSON has no infinity."""
+    return json.dumps(_finite(dataclasses.asdict(findings)), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def claims(findings: Findings) -> Iterator[tuple[str, bool, str]]:
