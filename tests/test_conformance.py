@@ -22,6 +22,7 @@ from bnb_core.conformance import (
     Findings,
     KernelTrial,
     as_html,
+    as_json,
     as_markdown,
     claims,
     conform,
@@ -144,6 +145,90 @@ def planted() -> Iterator[Callable[..., KernelTrial]]:
 
 def same(value: Tensor, *rest: Any) -> Tensor:
     return value
+
+
+# One that each operator's cases must find: the operator, an argument, and what a faulty kernel makes of it.
+ARGUMENT_FAULTS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
+    "columns past 512": ("gemm_4bit", "A", lambda A: torch.where(torch.arange(A.shape[-1]) < 512, A, 0)),
+    "NaN activations": ("gemm_4bit", "A", lambda A: A.nan_to_num(0.0)),
+    "NaN scales": ("gemm_4bit", "absmax", lambda absmax: absmax.nan_to_num(0.0)),
+    "one outer scale": ("gemm_4bit", "absmax", lambda a: a[:1].expand_as(a).clone() if a.numel() < 9 else a),
+    "one outer scale of a table": ("embedding_4bit", "absmax", lambda a: a[:1].expand_as(a) if a.numel() == 2 else a),
+    "indices of a byte": ("embedding_4bit", "indices", lambda indices: indices & 0xFF),
+    "NaN scales of a table": ("embedding_4bit", "absmax", lambda absmax: absmax.nan_to_num(0.0)),
+    "NaN rows in 16 bits": ("int8_vectorwise_quant", "A", lambda A: A if A.dtype == torch.float32 else A.nan_to_num(0)),
+    "flushed rows": ("int8_vectorwise_quant", "A", lambda A: torch.where(A.abs() < 2**-126, 0, A)),
+    "NaN row scales": ("int8_mm_dequant", "row_stats", lambda stats: stats.nan_to_num(0.0)),
+    "NaN column scales": ("int8_scaled_mm", "col_stats", lambda stats: stats.nan_to_num(0.0)),
+    "NaN in a layer": ("int8_linear", "A", lambda A: A.nan_to_num(0.0)),
+    "columns past 1024": ("int8_mixed_scaled_mm", "CB", lambda B: torch.where(torch.arange(B.shape[-1]) < 1024, B, 0)),
+    "a short code": ("quantize_blockwise", "code", lambda code: torch.cat([code, code.new_zeros(256 - len(code))])),
+    "eps": ("optimizer_update_32bit", "eps", lambda eps: 1e-8),
+    "NaN gradients": ("optimizer_step_32bit", "grads", lambda grads: [g.nan_to_num(0.0) for g in grads]),
+}
+
+
+@pytest.fixture
+def agreement_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for aspect in [*ASPECTS][1:]:
+        monkeypatch.delitem(ASPECTS, aspect)
+
+
+@pytest.mark.usefixtures("agreement_only")
+@pytest.mark.parametrize("fault", ARGUMENT_FAULTS)
+def test_a_fault_that_few_arguments_show_is_caught(fault: str, planted: Callable[..., KernelTrial]) -> None:
+    op, name, change = ARGUMENT_FAULTS[fault]
+    position = OPS[op].parameters.index(name)
+
+    def faulty(*args: Any, out: Any = None) -> Any:
+        with ops_registry.force("reference"):
+            changed = (*args[:position], change(args[position]), *args[position + 1 :])
+            value = getattr(torch.ops.bnb_core, op).default(*changed)
+        for target, made in zip(out, value, strict=True) if isinstance(out, tuple) else ():
+            target.copy_(made)
+        return out.copy_(value) if isinstance(out, Tensor) else value
+
+    assert planted(same, op=op, fn=faulty).aspects["agreement"].failed
+
+
+def beyond_65536(value: Tensor, *rest: Any) -> Tensor:
+    value.flatten()[2**16 :].zero_()
+    return value
+
+
+def saturated(value: Tensor, *rest: Any) -> Tensor:
+    return value.clamp(-65504, 65504) if value.dtype == torch.float16 else value
+
+
+def flushed(value: Tensor, *rest: Any) -> Tensor:
+    return torch.where(value.abs() < 2**-14, value * 0, value) if value.dtype == torch.float16 else value
+
+
+def leaves(value: Tensor, *rest: Any) -> Tensor:
+    raise SystemExit(3)
+
+
+@pytest.mark.usefixtures("agreement_only")
+@pytest.mark.parametrize("fault", [beyond_65536, saturated, flushed, leaves], ids=lambda fault: fault.__name__)
+def test_a_fault_of_few_values_is_caught(fault: Callable[..., Any], planted: Callable[..., KernelTrial]) -> None:
+    assert planted(fault).aspects["agreement"].failed
+
+
+def test_results_in_memory_of_the_call_before_are_caught(planted: Callable[..., KernelTrial]) -> None:
+    kept: dict[Any, Tensor] = {}
+
+    def in_a_buffer(value: Tensor, *rest: Any) -> Tensor:
+        return kept.setdefault((value.shape, value.dtype), value.clone()).copy_(value)
+
+    said = {sentence for failure in planted(in_a_buffer).failures for sentence in failure.sentences}
+    assert "two calls returned the same memory" in said
+
+
+def test_json_has_no_infinity(planted: Callable[..., KernelTrial]) -> None:
+    trial = planted(wrong_tail)
+    assert trial.share == float("inf")
+    found = json.loads(as_json(Findings("cpu", "some", {}, [trial])), parse_constant=pytest.fail)
+    assert found["kernels"][0]["aspects"]["agreement"]["share"] is None
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -400,6 +485,7 @@ def test_claims_need_every_operator_and_the_scenarios(planted: Callable[..., Ker
         (["--device", "abacus"], "there is no device abacus here; there is cpu"),
         (["--kernel", "cpu/abacus"], "cpu has no kernel cpu/abacus; there are "),
         (["--op", "gemm"], "there is no operator gemm; there are "),
+        (["--op", "int8_mm", "--kernel", "composed"], "no kernel was tried"),
         (["--report", "found.pdf"], "found.pdf is none of .html, .json, .md, .png"),
         (["--report", "no/such/found.md"], "no/such/found.md: there is no folder"),
     ],

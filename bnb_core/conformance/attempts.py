@@ -62,7 +62,7 @@ class Attempt:
             warnings.simplefilter("ignore", FallbackWarning)
             try:
                 return self.run()
-            except Exception as error:  # noqa: BLE001  a vendor's kernel may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001  a vendor's kernel may raise anything
                 return Outcome((f"it raised {type(error).__name__}: {error}",))
 
 
@@ -170,9 +170,12 @@ def agreement(subject: Subject) -> Iterator[Attempt]:
             if reason is not None:
                 return _refused(subject, case.args, reason)
             got, wrong = subject.called(case.args)
-            if differences(subject.called(case.args)[0], got, EXACT):
+            again = subject.called(case.args)[0]
+            if differences(again, got, EXACT):
                 wrong.append("two calls gave other bits")
-            returned = got[: len(got) - len(subject.op.mutated)]
+            returned, after = (each[: len(each) - len(subject.op.mutated)] for each in (got, again))
+            if _memory(returned) & _memory(after):
+                wrong.append("two calls returned the same memory")
             if any(tensor._is_view() for tensor in _tensors(returned)):
                 wrong.append("a result is a view")
             wrong += [f"a result is on {t.device.type}" for t in _tensors(got) if t.device.type != subject.device]
@@ -391,6 +394,10 @@ def _results(op: Op, returned: Any, args: tuple[Any, ...]) -> list[Any]:
 
 def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _memory(values: Any) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in _tensors(values) if tensor.numel()}
 
 
 def _has_nan(values: Any) -> bool:
