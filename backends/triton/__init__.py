@@ -17,6 +17,10 @@ KERNELS: tuple[Kernel, ...] = ()
 OPS = {
     "blockwise": ("quantize_blockwise", "dequantize_blockwise"),
     "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit"),
+    "int8": (
+        *("int8_vectorwise_quant", "int8_vectorwise_quant_mask", "int8_vectorwise_dequant", "int8_double_quant"),
+        *("int8_mm", "int8_mm_dequant", "int8_scaled_mm", "int8_mixed_scaled_mm", "int8_linear"),
+    ),
 }
 # Those whose kernels refuse some arguments, in `why_not_<op>`.
 LIMITED = {"quantize_blockwise"}
