@@ -16,7 +16,7 @@ KERNELS: tuple[Kernel, ...] = ()
 # Family → its operators.
 OPS = {
     "blockwise": ("quantize_blockwise", "dequantize_blockwise"),
-    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit"),
+    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit", "grouped_gemm_4bit", "embedding_4bit"),
     "int8": (
         *("int8_vectorwise_quant", "int8_vectorwise_quant_mask", "int8_vectorwise_dequant", "int8_double_quant"),
         *("int8_mm", "int8_mm_dequant", "int8_scaled_mm", "int8_mixed_scaled_mm", "int8_linear"),

@@ -15,11 +15,12 @@ from bnb_core.ops_registry.codebooks import decision_table, four_bit
 from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
 
 from .blockwise import block_absmax, dequantize_blockwise, nearest
-from .launch import INTERPRETED, on_device, positions, rounded
+from .launch import INTERPRETED, NAN, next_power, on_device, positions, rounded
 
 TILE = 4096  # elements of a program that quantizes
 SIZE = 1024  # bytes of a program that dequantizes
-FEW = 8  # rows that a program multiplies without tensor cores
+FEW = 8  # rows that `gemm_4bit` multiplies without tensor cores
+NESTED = tl.constexpr(NESTED_BLOCKSIZE)
 
 
 def quantize_4bit(A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -79,10 +80,6 @@ def gemm_4bit(
     Tensor cores get weights of 16 bits rounded to A's dtype; few rows, and fp32, are multiplied in fp32.
     """
     N, K = shapeB
-    scales = absmax
-    if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
-        scales = dequantize_blockwise(absmax_8bit, absmax, absmax_code, NESTED_BLOCKSIZE, torch.float32)
-        scales = scales + absmax_offset.reshape(())
     M = math.prod(A.shape[:-1])
     result = torch.empty(*A.shape[:-1], N, dtype=A.dtype, device=A.device)
     if result.numel():
@@ -92,13 +89,99 @@ def gemm_4bit(
         args = (
             A.contiguous(),
             _bytes(B),
-            scales.contiguous(),
+            _scales(absmax, absmax_8bit, absmax_code, absmax_offset),
             four_bit(quant_type, A.device),
-            result if bias is None else bias,
+            result if bias is None else bias.contiguous(),
         )
         with on_device(A):
-            _gemm[grid](*args, result, M, N, K, blocksize, FEW=few, BIAS=bias is not None, **tile)
+            _gemm[grid](*args, result, M, N, K, blocksize, BIAS=bias is not None, **tile)
     return result if out is None else out.copy_(result)
+
+
+def grouped_gemm_4bit(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    ends: Tensor,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    input_gradient: bool = False,
+) -> Tensor:
+    """`gemm_4bit` of the rows up to ends[0] with the first of the weights [E, N, K], and so on; zeros after the last.
+
+    Or, for gradients A [T, N], their products with the weights themselves, [T, K]. `ends` is read on the device: what
+    is wrong in it is not found out, but leads to no row outside of A.
+    """
+    E, N, K = shapeB
+    T = A.shape[0]
+    depth, width = (N, K) if input_gradient else (K, N)
+    result = torch.zeros(T, width, dtype=A.dtype, device=A.device)
+    if result.numel() and E:
+        tile = {"ROWS": 16 if T <= 16 * E else 32, "COLUMNS": 64, "DEPTH": 64}
+        # So many tiles are enough, however the rows are divided.
+        grid = min(T, T // tile["ROWS"] + E), triton.cdiv(width, tile["COLUMNS"])
+        args = (
+            A.contiguous(),
+            _bytes(B),
+            _scales(absmax, absmax_8bit, absmax_code, absmax_offset),
+            four_bit(quant_type, A.device),
+            result if bias is None else bias.contiguous(),
+            ends.contiguous(),
+            result,
+        )
+        strides = (1, K) if input_gradient else (K, 1)
+        with on_device(A):
+            _grouped_gemm[grid](
+                *(*args, E, T, width, depth, *strides, blocksize), BIAS=bias is not None, GROUPS=next_power(E), **tile
+            )
+    return result
+
+
+def embedding_4bit(
+    indices: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    dtype: torch.dtype,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+) -> Tensor:
+    """Rows `indices` of the 4-bit weight [N, K]: [*indices.shape, K] in `dtype`. An index outside [0, N) gives NaN."""
+    N, K = shapeB
+    result = torch.empty(*indices.shape, K, dtype=dtype, device=B.device)
+    if n := result.numel():
+        args = indices.contiguous(), _bytes(B), absmax.contiguous(), four_bit(quant_type, B.device)
+        nested, entries = (absmax, absmax, absmax), 0
+        if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
+            nested = absmax_8bit.contiguous(), absmax_code.contiguous(), absmax_offset
+            entries = absmax_code.numel()
+        with on_device(B):
+            # Products and sums fused would be other scales.
+            _embed[(triton.cdiv(n, 2 * SIZE),)](
+                *(*args, *nested, result, n, N, K, blocksize, entries),
+                IS_NESTED=entries > 0,
+                SIZE=2 * SIZE,
+                enable_fp_fusion=False,
+            )
+    return result
+
+
+def _scales(
+    absmax: Tensor, absmax_8bit: Tensor | None, absmax_code: Tensor | None, absmax_offset: Tensor | None
+) -> Tensor:
+    """One fp32 scale per block."""
+    if absmax_8bit is None or absmax_code is None or absmax_offset is None:
+        return absmax.contiguous()
+    scales = dequantize_blockwise(absmax_8bit, absmax, absmax_code, NESTED_BLOCKSIZE, torch.float32)
+    return scales + absmax_offset.reshape(())
 
 
 def _bytes(packed: Tensor) -> Tensor:
@@ -140,30 +223,94 @@ def _dequantize(packed, absmax, code, result, n, blocksize, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _gemm(
-    A, packed, absmax, code, bias, result, M, N, K, blocksize,
-    FEW: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+def _product(
+    A, packed, absmax, code, row, rows, column, columns, depth, first, across, along, blocksize,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    """Rows of A [rows, depth] times columns of a weight: of the elements first + column * across + k * along."""
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, K, DEPTH):
+    for start in range(0, depth, DEPTH):
         k = start + tl.arange(0, DEPTH)
-        element = column[None, :] * K + k[:, None]
-        exist = (column < N)[None, :] & (k < K)[:, None]
+        element = first + column[None, :] * across + k[:, None].to(tl.int64) * along
+        exist = (column < columns)[None, :] & (k < depth)[:, None]
         byte = tl.load(packed + element // 2, mask=exist, other=0).to(tl.int32)
         nibble = tl.where(element % 2 == 0, byte >> 4, byte & 15)
         scale = tl.load(absmax + element // blocksize, mask=exist, other=0.0)
         weight = tl.where(exist, tl.load(code + nibble) * scale, 0.0)
-        x = tl.load(A + row[:, None] * K + k[None, :], mask=(row < M)[:, None] & (k < K)[None, :], other=0.0)
-        if FEW:
+        x = tl.load(A + row[:, None] * depth + k[None, :], mask=(row < rows)[:, None] & (k < depth)[None, :], other=0.0)
+        if ROWS == 1:
             total += tl.sum(x.to(tl.float32).reshape(DEPTH, 1) * weight, 0)[None, :]
         else:
             weight = rounded(weight, A.dtype.element_ty)
             if INTERPRETED:  # its product takes bf16 for integers
                 x, weight = x.to(tl.float32), weight.to(tl.float32)
             total = tl.dot(x, weight, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _gemm(
+    A, packed, absmax, code, bias, result, M, N, K, blocksize,
+    BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    total = _product(A, packed, absmax, code, row, M, column, N, K, 0, K, 1, blocksize, ROWS, COLUMNS, DEPTH)
     if BIAS:
         total += tl.load(bias + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
     place = row[:, None] * N + column[None, :]
     tl.store(result + place, rounded(total, result.dtype.element_ty), mask=(row < M)[:, None] & (column < N)[None, :])
+
+
+@triton.jit
+def _grouped_gemm(
+    A, packed, absmax, code, bias, ends, result, groups, T, width, depth, across, along, blocksize,
+    BIAS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    # Each group has tiles of its own, which are numbered through.
+    group = tl.arange(0, GROUPS)
+    end = tl.minimum(tl.load(ends + group, mask=group < groups, other=0).to(tl.int64), T)
+    begin = tl.load(ends + group - 1, mask=(group > 0) & (group < groups), other=0).to(tl.int64)
+    begin = tl.maximum(begin, 0)
+    tiles = tl.where((group < groups) & (end > begin), (end - begin + ROWS - 1) // ROWS, 0)
+    last = tl.cumsum(tiles, 0)
+    number = tl.program_id(0)
+    mine = (number < last) & (number >= last - tiles)  # of one group at most
+    first = tl.sum(tl.where(mine, begin + (number - last + tiles) * ROWS, 0), 0)
+    rows = tl.sum(tl.where(mine, end, 0), 0)
+    index = tl.sum(tl.where(mine, group, 0), 0).to(tl.int64)
+    if first < rows:
+        row = first + tl.arange(0, ROWS)
+        column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+        origin = index * width * depth
+        total = _product(
+            A, packed, absmax, code, row, rows, column, width, depth, origin, across, along, blocksize,
+            ROWS, COLUMNS, DEPTH,
+        )  # fmt: skip
+        if BIAS:
+            total += tl.load(bias + index * width + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
+        place = row[:, None] * width + column[None, :]
+        exist = (row < rows)[:, None] & (column < width)[None, :]
+        tl.store(result + place, rounded(total, result.dtype.element_ty), mask=exist)
+
+
+@triton.jit
+def _embed(
+    indices, packed, absmax, code, absmax_8bit, absmax_code, absmax_offset, result, n, N, K, blocksize, entries,
+    IS_NESTED: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    place = positions(SIZE)
+    index = tl.load(indices + place // K, mask=place < n, other=0).to(tl.int64)
+    exist = (place < n) & (index >= 0) & (index < N)
+    element = index * K + place % K
+    byte = tl.load(packed + element // 2, mask=exist, other=0).to(tl.int32)
+    nibble = tl.where(element % 2 == 0, byte >> 4, byte & 15)
+    block = element // blocksize
+    if IS_NESTED:
+        number = tl.load(absmax_8bit + block, mask=exist, other=0).to(tl.int32)
+        scale = tl.load(absmax_code + number, mask=exist & (number < entries), other=NAN)
+        scale = scale * tl.load(absmax + block // NESTED, mask=exist, other=NAN) + tl.load(absmax_offset)
+    else:
+        scale = tl.load(absmax + block, mask=exist, other=NAN)
+    value = tl.load(code + nibble) * scale
+    tl.store(result + place, rounded(value, result.dtype.element_ty), mask=place < n)
