@@ -113,7 +113,8 @@ def optimizer_update_8bit(
     _update_per_tensor(g, p, state1, state2, max1, max2, _maps(qmap1, qmap2), numbers)
 
 
-# -- the operators: lists, read on the device; the kernels are launched for each parameter ----------------------------
+# -- the operators: lists, read on the device -------------------------------------------------------------------------
+# The kernels are launched once for each parameter.
 
 
 def optimizer_step_32bit(
@@ -514,6 +515,7 @@ def _encode(
     t = tl.where(scales[:, None], tl.div_rn(x, tl.where(scales, scale, 1.0)[:, None]), 0.0)
     tl.store(codes + element, nearest(t, boundaries, order, entries, STEPS), mask=exist & touched[:, None])
     if not PER_TENSOR:
+        tl.debug_barrier()  # every thread has read the old scales
         tl.store(absmax + block, scale, mask=touched)
 
 
