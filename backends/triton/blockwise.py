@@ -10,7 +10,7 @@ from torch import Tensor
 from bnb_core.ops_registry.checks import ceil_div
 from bnb_core.ops_registry.codebooks import decision_table
 
-from .launch import NAN, next_power, on_device, positions, rounded
+from .launch import next_power, on_device, positions, rounded
 
 # Elements of a program that quantizes; a block is one row of its tile.
 TILE = 4096
@@ -68,7 +68,7 @@ def block_absmax(x, exist):
     finite = magnitude < float("inf")
     largest = tl.max(tl.where(exist & finite, magnitude, 0.0), 1)
     poisoned = tl.max((exist & (finite == 0)).to(tl.int32), 1) > 0
-    return tl.where(poisoned, NAN, largest), (largest > 0) & (poisoned == 0)
+    return tl.where(poisoned, float("nan"), largest), (largest > 0) & (poisoned == 0)
 
 
 @triton.jit
@@ -104,6 +104,6 @@ def _dequantize(A, absmax, code, result, n, blocksize, entries, SIZE: tl.constex
     element = positions(SIZE)
     exist = element < n
     codes = tl.load(A + element, mask=exist, other=0).to(tl.int32)
-    value = tl.load(code + codes, mask=exist & (codes < entries), other=NAN)
+    value = tl.load(code + codes, mask=exist & (codes < entries), other=float("nan"))
     scale = tl.load(absmax + element // blocksize, mask=exist, other=0.0)
     tl.store(result + element, rounded(value * scale, result.dtype.element_ty), mask=exist)

@@ -15,7 +15,7 @@ from bnb_core.ops_registry.codebooks import decision_table, four_bit
 from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
 
 from .blockwise import block_absmax, dequantize_blockwise, nearest
-from .launch import INTERPRETED, NAN, next_power, on_device, positions, rounded
+from .launch import INTERPRETED, next_power, on_device, positions, rounded
 
 TILE = 4096  # elements of a program that quantizes
 SIZE = 1024  # bytes of a program that dequantizes
@@ -308,9 +308,9 @@ def _embed(
     block = element // blocksize
     if IS_NESTED:
         number = tl.load(absmax_8bit + block, mask=exist, other=0).to(tl.int32)
-        scale = tl.load(absmax_code + number, mask=exist & (number < entries), other=NAN)
-        scale = scale * tl.load(absmax + block // NESTED, mask=exist, other=NAN) + tl.load(absmax_offset)
+        scale = tl.load(absmax_code + number, mask=exist & (number < entries), other=float("nan"))
+        scale = scale * tl.load(absmax + block // NESTED, mask=exist, other=float("nan")) + tl.load(absmax_offset)
     else:
-        scale = tl.load(absmax + block, mask=exist, other=NAN)
+        scale = tl.load(absmax + block, mask=exist, other=float("nan"))
     value = tl.load(code + nibble) * scale
     tl.store(result + place, rounded(value, result.dtype.element_ty), mask=place < n)

@@ -12,7 +12,7 @@ from torch import Tensor
 from bnb_core.ops_registry.checks import row_count
 from bnb_core.ops_registry.precision import full_fp32
 
-from .launch import NAN, next_power, on_device, positions, rounded
+from .launch import next_power, on_device, positions, rounded
 
 TILE = 4096  # elements of a program that quantizes or scales
 WIDEST = 2048  # columns of its tile
@@ -244,7 +244,7 @@ def _quantize(
             found = tl.max(outlier.to(tl.int32), 0)
             tl.store(outliers + column, found.to(tl.uint8), mask=(column < length) & (found > 0))
         largest = tl.maximum(largest, tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1))
-    scale = tl.where(largest < INFINITE, largest.to(tl.float32, bitcast=True), NAN)
+    scale = tl.where(largest < INFINITE, largest.to(tl.float32, bitcast=True), float("nan"))
     tl.store(absmax + row, scale, mask=row < count)
     scales = ((largest > 0) & (largest < INFINITE))[:, None]
     divisor = tl.where(scales, scale[:, None], 1.0)

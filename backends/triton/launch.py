@@ -10,10 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["INTERPRETED", "NAN", "next_power", "on_device", "positions", "rounded"]
+__all__ = ["INTERPRETED", "next_power", "on_device", "positions", "rounded"]
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-NAN = tl.constexpr(float("nan"))
 
 
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[Any]:
