@@ -105,7 +105,7 @@ class Subject:
         """Whether the kernel declares so; a refusal that raises is for `agreement` to tell."""
         try:
             return self.refusal(args) is None
-        except Exception:  # noqa: BLE001
+        except (Exception, SystemExit):  # noqa: BLE001
             return False
 
     def refusal(self, args: tuple[Any, ...]) -> str | None:

@@ -52,7 +52,7 @@ def conform(
     cases: `full` for the long lists of sizes. kernels: the names of those to try (all). beyond: also more than 2^31
     elements, gigabytes each. timed: with their speed.
     """
-    for op in ops:
+    for op in dict.fromkeys(ops):
         known: dict[str, list[object]] = {}
         for kernel in kernels_for(op, device):
             if kernel.unavailable is None and (kernels is None or kernel.name in kernels):
@@ -85,7 +85,7 @@ def _tried(subject: Subject, beyond: bool) -> KernelTrial:
         try:
             for attempt in attempts(subject):
                 _note(trial, subject, aspect, attempt)
-        except Exception as error:  # noqa: BLE001  a device may fail in making the arguments
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a device may fail in making the arguments
             sentence = f"no arguments for it: {type(error).__name__}: {error}"
             trial.failures.append(_failure(subject, aspect, "its cases", sentence))
     if not trial.aspects["agreement"].passed and not trial.failures:
@@ -97,7 +97,7 @@ def _tried(subject: Subject, beyond: bool) -> KernelTrial:
 def _time(trial: KernelTrial, device: str) -> None:
     try:
         trial.speed = speed_of(trial.op, device, trial.kernel)
-    except Exception as error:  # noqa: BLE001  a vendor's kernel may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a vendor's kernel may raise anything
         arguments = f"{trial.op!r}, {device!r}, {trial.kernel!r}"
         program = f"import bnb_core\nfrom bnb_core.conformance import speed_of\nprint(speed_of({arguments}))"
         sentence = f"it raised {type(error).__name__}: {error}"

@@ -107,7 +107,7 @@ def _sentences(scenario: Scenario, device: str) -> list[str]:
         warnings.simplefilter("ignore", FallbackWarning)  # the kernels that ran are reported
         try:
             return list(scenario.run(device))
-        except Exception as error:  # noqa: BLE001  a vendor's device may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a vendor's device may raise anything
             return [f"it raised {type(error).__name__}: {error}"]
 
 
