@@ -16,7 +16,7 @@ from .discovery import API_VERSION, BackendRecord, BackendUnavailable, backends,
 from .dispatch import define_all, register_kernels, unregister_kernel
 from .explain import chosen_kernel, explain
 from .formats import OPTIMIZER_STATES, QUANT_TYPES
-from .kernels import Kernel, kernels_for
+from .kernels import Kernel, kernel_named, kernels_for
 from .op import OPS, Op
 from .paging import PagedMemory, paged_memory
 from .settings import fallback, force
@@ -51,6 +51,7 @@ __all__ = [
     "fallback",
     "force",
     "kernel_counts",
+    "kernel_named",
     "kernels_for",
     "ops",
     "paged_memory",

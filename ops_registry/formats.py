@@ -24,6 +24,13 @@ LARGEST_K = 131071
 # Gradient norms that percentile clipping remembers.
 GNORM_HISTORY = 100
 
+
+def as_bytes(packed: Tensor) -> Tensor:
+    """The bytes of a packed tensor of any storage dtype, flat."""
+    # Contiguous memory may still have odd strides, where sizes are 1; a view of other bytes wants 1.
+    return packed.contiguous().as_strided((packed.numel(),), (1,)).view(torch.uint8)
+
+
 # Rule of an optimizer → number of states. AdEMAMix keeps its two momenta in state1, as [2, *shape].
 OPTIMIZER_STATES = {
     "adam": 2,

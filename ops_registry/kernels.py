@@ -19,7 +19,7 @@ from .op import OPS
 from .signature import READ
 from .tolerance import Tolerance
 
-__all__ = ["ANY_DEVICE", "Kernel", "add_row", "kernels_for", "remove_row", "rows"]
+__all__ = ["ANY_DEVICE", "Kernel", "add_row", "kernel_named", "kernels_for", "remove_row", "rows"]
 
 ANY_DEVICE = "any"
 REFERENCE = "reference"
@@ -139,6 +139,14 @@ def kernels_for(op: str, device: str) -> tuple[Kernel, ...]:
     if op in COMPOSITIONS and all(_has_kernel(need, device) for need in COMPOSITIONS[op].needs):
         own.append(_composed(op, device))
     return (*own, *(k for k in found if k.is_reference))
+
+
+def kernel_named(name: str, op: str, device: str) -> Kernel:
+    """The row of that name that can serve `op` on a device type. Raises ValueError where there is none."""
+    found = next((kernel for kernel in kernels_for(op, device) if kernel.name == name), None)
+    if found is None:
+        raise ValueError(f"{op} has no kernel {name!r} on {device}")
+    return found
 
 
 def _has_kernel(op: str, device: str) -> bool:

@@ -118,6 +118,11 @@ class Op:
         """Adds the defaults that the dispatcher leaves out at the end."""
         return (*args, *self.defaults[len(args) :])
 
+    def outcome(self, returned: Any, args: Sequence[Any]) -> list[Any]:
+        """What a call returned, then the arguments that it wrote."""
+        values = [] if returned is None else list(returned) if isinstance(returned, (list, tuple)) else [returned]
+        return values + [args[i] for i in self.mutated]
+
     def each_case(self, device: torch.device | str, level: Level = "quick") -> Iterator[Case]:
         """The valid inputs on a device, the same ones in every run; `full` has the long lists of sizes."""
         return self.cases(self._maker(device, level))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["full_fp32"]
+__all__ = ["fp32_product", "full_fp32"]
 
 
 class _Precision:
@@ -34,6 +34,15 @@ def full_fp32() -> Iterator[None]:
             _Precision.inside -= 1
             if not _Precision.inside:
                 _Precision.restore()
+
+
+def fp32_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a @ b.T` in full fp32, whatever the process allows for fp32 products; a [M, K] and b [N, K] in fp32."""
+    result = torch.empty(a.shape[0], b.shape[0], dtype=torch.float32, device=a.device)
+    with full_fp32():
+        # A product that is told where to write is left alone by autocast, and needs operands without a gradient.
+        torch.mm(a.detach(), b.detach().t(), out=result)
+    return result
 
 
 def _raise_precision() -> Callable[[], None]:

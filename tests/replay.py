@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from guarded import Fence, FencedAllocations, Side
 
-from bnb_core.ops_registry import OPS, Kernel, Op, differences, force, kernels_for
+from bnb_core.ops_registry import OPS, Kernel, differences, force, kernels_for
 from bnb_core.ops_registry.cases import Level, fresh
 
 SIDES: tuple[Side, ...] = ("end", "start")
@@ -35,12 +35,6 @@ class Replayed:
     case: str
     args: tuple[Any, ...]
     expected: list[Any]
-
-
-def results(op: Op, returned: Any, args: tuple[Any, ...]) -> list[Any]:
-    """What an operator returned, then the arguments that it wrote."""
-    values = [] if returned is None else list(returned) if isinstance(returned, (list, tuple)) else [returned]
-    return values + [args[i] for i in op.mutated]
 
 
 def elements(values: Any) -> int:
@@ -62,7 +56,7 @@ def record(file: Path, level: Level = "quick", each: int | None = None) -> None:
             copies = fresh(args)
             with force("reference"):
                 returned = getattr(torch.ops.bnb_core, op.name).default(*copies)
-            found.append((op.name, case.name, args, results(op, returned, copies)))
+            found.append((op.name, case.name, args, op.outcome(returned, copies)))
     torch.save(found, file)
 
 
@@ -94,7 +88,7 @@ def replay(file: Path, name: str, sides: tuple[Side, ...]) -> int:
                 args = fence.copy(call.args)
                 with FencedAllocations(fence):
                     returned = kernel.function(*args)
-                found = differences(results(op, returned, args), call.expected, kernel.tolerance or op.tolerance)
+                found = differences(op.outcome(returned, args), call.expected, kernel.tolerance or op.tolerance)
                 del args, returned
             if found:
                 print(f"DIFFERS {'; '.join(found)}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -341,6 +342,12 @@ def test_a_case_that_is_not_there_is_refused() -> None:
         try_case("dequantize_4bit", "cpu", "reference", "colour", "x")
     with pytest.raises(ValueError, match="there is no scenario 'x'; there are Linear4bit"):
         try_scenario("cpu", "x")
+    with pytest.raises(ValueError, match="int8_mm has no kernel 'cpu/abacus' on cpu"):
+        speed_of("int8_mm", "cpu", "cpu/abacus")
+    with pytest.raises(ValueError, match="there is no operator 'x'; there are quantize_blockwise"):
+        next(conform("cpu", ["x"]))
+    with pytest.raises(ValueError, match="there is no level 'x'; there are inference"):
+        next(end_to_end("cpu", "x"))
 
 
 def test_names_of_cases_tell_them_apart() -> None:
@@ -495,6 +502,15 @@ def test_claims_need_every_operator_and_the_scenarios(planted: Callable[..., Ker
 def test_wrong_use_is_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["conformance", *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_picture_without_matplotlib_is_refused_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert cli.main(["conformance", "--report", "found.png"]) == 2
+    assert "found.png needs matplotlib, which is not installed" in capsys.readouterr().err
 
 
 def run_pytest(folder: Path, *arguments: str, **environment: str) -> str:

@@ -12,7 +12,6 @@ import torch
 from conftest import LEVEL
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from replay import results
 from torch import Tensor
 
 if find_spec("bnb_core.backends.cpu._native") is None:
@@ -310,7 +309,7 @@ def run(op: Op, kernel: str, args: Args, threads: int = 1) -> list[Any]:
     copies = fresh(args)
     with force(kernel):
         returned = getattr(torch.ops.bnb_core, op.name).default(*copies)
-    return results(op, returned, copies)
+    return op.outcome(returned, copies)
 
 
 def taken_by(op: Op, args: Args) -> list[Kernel]:

@@ -17,20 +17,11 @@ from conftest import DEVICE, LEVEL
 from bnb_core import ops_registry
 from bnb_core.conformance import conform
 from bnb_core.ops_registry import OPS, Kernel, Op, kernels_for
-from bnb_core.ops_registry.cases import Case, fresh
+from bnb_core.ops_registry.cases import Case, fresh, tensors
 from bnb_core.ops_registry.checks import Check
 from bnb_core.ops_registry.signature import signature_of
 
-ALL_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 SCHEMAS = Path(__file__).parent / "schemas.txt"
-
-
-def flatten(values: Any) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from flatten(value)
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,7 +87,7 @@ def test_kernel_conforms(kernel: Kernel) -> None:
 @each_case(most=1000)
 def test_results_have_the_declared_shapes_and_inputs_stay(op: Op, case: Case) -> None:
     args = fresh(op.complete(case.args))
-    before, versions = fresh(args), [t._version for t in flatten(args)]
+    before, versions = fresh(args), [t._version for t in tensors(args)]
     results = overload(op)(*args)
     declared = op.results(*args)
     returned = () if results is None else results if isinstance(results, tuple) else (results,)
@@ -106,8 +97,8 @@ def test_results_have_the_declared_shapes_and_inputs_stay(op: Op, case: Case) ->
             assert result.dtype == expected.dtype
             assert all(n is None or n == found for n, found in zip(expected.shape, result.shape, strict=True))
             assert result.device.type == DEVICE.type and result.is_contiguous()
-    mutated = {id(t) for i in op.mutated for t in flatten([args[i]])}
-    for tensor, old, version in zip(flatten(args), flatten(before), versions, strict=True):
+    mutated = {id(t) for i in op.mutated for t in tensors([args[i]])}
+    for tensor, old, version in zip(tensors(args), tensors(before), versions, strict=True):
         if id(tensor) in mutated:
             assert tensor._version > version, "a mutated argument must bump its version"
         else:

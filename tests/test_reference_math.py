@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bnb_core.backends.reference import blockwise, fourbit, int8, optimizer, product, statistics
+from bnb_core.backends.reference import blockwise, fourbit, int8, optimizer, statistics
 from bnb_core.ops_registry import OPTIMIZER_STATES
 from bnb_core.ops_registry.codebooks import FOUR_BIT, decision_table, dynamic_map, fp8_map, linear_map
-from bnb_core.ops_registry.precision import full_fp32
+from bnb_core.ops_registry.precision import fp32_product, full_fp32
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 NAN_BITS = 0x7FC00000
@@ -368,7 +368,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 def test_products_are_fp32_whatever_the_process_allows(precision: str, device: torch.device) -> None:
     a, b = normal(64, 700), normal(50, 700, seed=1)
     with matmul_precision(precision), torch.autocast(device.type, dtype=torch.bfloat16):
-        got = product.fp32_product(a.to(device), b.to(device))
+        got = fp32_product(a.to(device), b.to(device))
         assert torch.get_float32_matmul_precision() == precision
     assert relative_error(got, a.double() @ b.double().t()) <= 1e-6
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnb_core.ops_registry.checks import ceil_div
-from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
+from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE, as_bytes
 from bnb_core.ops_registry.groups import group_rows
 from bnb_core.ops_registry.precision import full_fp32
 
@@ -135,8 +135,7 @@ class FourBit:
         _, N, K = shapeB
         size, blocks = N * K // 2, N * K // blocksize
         A, absmax, absmax_8bit = A.contiguous(), absmax.contiguous().view(-1), contiguous(absmax_8bit)
-        # Contiguous memory may still have odd strides, where sizes are 1; a view of other bytes wants 1.
-        packed = B.contiguous().as_strided((B.numel(),), (1,)).view(torch.uint8)
+        packed = as_bytes(B)
         result = A.new_zeros(A.shape[0], K if input_gradient else N)
         for group, rows in group_rows(ends, A.shape[0]):
             weight, first, last = packed[group * size : (group + 1) * size], group * blocks, (group + 1) * blocks

@@ -10,6 +10,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from bnb_core.ops_registry.checks import ceil_div
+from bnb_core.ops_registry.formats import as_bytes
+
 SOFTWARE = "habana-torch-plugin"
 # From this version on the even element is in the high half of a byte, as in checkpoints; before, in the low one.
 HIGH_FIRST = (1, 22)
@@ -26,7 +29,7 @@ def dequantize_4bit(
 ) -> Tensor:
     """`code * absmax` of each element; Gaudi's operator is asked for fp32, so that it is rounded to `dtype` once."""
     count = math.prod(shape)
-    packed = A.contiguous().as_strided((A.numel(),), (1,)).view(torch.uint8)[: -(-count // 2)]
+    packed = as_bytes(A)[: ceil_div(count, 2)]
     if not high_half_first():
         packed = (packed << 4) | (packed >> 4)
     # It decodes whole bytes.

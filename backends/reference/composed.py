@@ -11,12 +11,13 @@ from math import prod
 
 import torch
 
+from bnb_core.ops_registry.formats import as_bytes
 from bnb_core.ops_registry.groups import group_rows
+from bnb_core.ops_registry.precision import fp32_product
 
 from . import int8
-from .fourbit import as_bytes, block_scales
+from .fourbit import block_scales
 from .optimizer import BlockwiseSteps, CodedState
-from .product import fp32_product
 
 ops = torch.ops.bnb_core
 

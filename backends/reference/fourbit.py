@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from bnb_core.ops_registry.codebooks import decision_table, four_bit
-from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
+from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE, as_bytes
 from bnb_core.ops_registry.groups import group_rows
+from bnb_core.ops_registry.precision import fp32_product
 
 from .blockwise import CHUNK, block_slices, dequantize_blockwise, encode, scale_blocks
-from .product import fp32_product
 
 
 def quantize_4bit(
@@ -158,12 +158,6 @@ def by_inverse(x: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
     """
     has_inverse = (absmax >= 2.0**-126) & (absmax <= 2.0**126)
     return torch.where(has_inverse, x * (1 / absmax), x / absmax)
-
-
-def as_bytes(packed: torch.Tensor) -> torch.Tensor:
-    """The bytes of a packed tensor of any storage dtype, flat."""
-    # Contiguous memory may still have odd strides, where sizes are 1; a view of other bytes wants 1.
-    return packed.contiguous().as_strided((packed.numel(),), (1,)).view(torch.uint8)
 
 
 def byte_values(quant_type: str, device: torch.device) -> torch.Tensor:

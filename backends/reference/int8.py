@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from bnb_core.ops_registry.precision import fp32_product
+
 from .blockwise import CHUNK, finite_or_nan
-from .product import fp32_product
 
 # A sum of 1024 products of int8 numbers is at most 2**24: fp32 holds it, and every partial sum, exactly.
 EXACT_K = 1024

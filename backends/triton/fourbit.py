@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bnb_core.ops_registry.checks import ceil_div
 from bnb_core.ops_registry.codebooks import decision_table, four_bit
-from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE
+from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE, as_bytes
 
 from .blockwise import block_absmax, dequantize_blockwise, nearest
 from .launch import INTERPRETED, next_power, on_device, positions, rounded
@@ -57,7 +57,7 @@ def dequantize_4bit(
         code = four_bit(quant_type, A.device)
         with on_device(A):
             _dequantize[(triton.cdiv(n, 2 * SIZE),)](
-                _bytes(A), absmax.contiguous(), code, result, n, blocksize, SIZE=SIZE
+                as_bytes(A), absmax.contiguous(), code, result, n, blocksize, SIZE=SIZE
             )
     return result if out is None else out.copy_(result)
 
@@ -88,7 +88,7 @@ def gemm_4bit(
         grid = triton.cdiv(M, tile["ROWS"]), triton.cdiv(N, tile["COLUMNS"])
         args = (
             A.contiguous(),
-            _bytes(B),
+            as_bytes(B),
             _scales(absmax, absmax_8bit, absmax_code, absmax_offset),
             four_bit(quant_type, A.device),
             result if bias is None else bias.contiguous(),
@@ -127,7 +127,7 @@ def grouped_gemm_4bit(
         grid = min(T, T // tile["ROWS"] + E), triton.cdiv(width, tile["COLUMNS"])
         args = (
             A.contiguous(),
-            _bytes(B),
+            as_bytes(B),
             _scales(absmax, absmax_8bit, absmax_code, absmax_offset),
             four_bit(quant_type, A.device),
             result if bias is None else bias.contiguous(),
@@ -158,7 +158,7 @@ def embedding_4bit(
     N, K = shapeB
     result = torch.empty(*indices.shape, K, dtype=dtype, device=B.device)
     if n := result.numel():
-        args = indices.contiguous(), _bytes(B), absmax.contiguous(), four_bit(quant_type, B.device)
+        args = indices.contiguous(), as_bytes(B), absmax.contiguous(), four_bit(quant_type, B.device)
         nested, entries = (absmax, absmax, absmax), 0
         if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
             nested = absmax_8bit.contiguous(), absmax_code.contiguous(), absmax_offset
@@ -182,11 +182,6 @@ def _scales(
         return absmax.contiguous()
     scales = dequantize_blockwise(absmax_8bit, absmax, absmax_code, NESTED_BLOCKSIZE, torch.float32)
     return scales + absmax_offset.reshape(())
-
-
-def _bytes(packed: Tensor) -> Tensor:
-    """The bytes of a packed tensor of any storage dtype, flat."""
-    return packed.contiguous().as_strided((packed.numel(),), (1,)).view(torch.uint8)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bnb_core.ops_registry.checks import row_count
-from bnb_core.ops_registry.precision import full_fp32
+from bnb_core.ops_registry.precision import fp32_product
 
 from .launch import next_power, on_device, positions, rounded
 
@@ -166,10 +166,7 @@ def _columns(A: Tensor, columns: Tensor) -> Tensor:
 
 def _with_product(result: Tensor, outliers: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """`result + outliers @ weight.T` in fp32, rounded to `dtype`; `result` is overwritten where it has that dtype."""
-    product = torch.empty(outliers.shape[0], weight.shape[0], dtype=torch.float32, device=result.device)
-    with full_fp32():
-        # A product that is told where to write is left alone by autocast.
-        torch.mm(outliers.float(), weight.float().t(), out=product)
+    product = fp32_product(outliers.float(), weight.float())
     product += result.view(product.shape)
     total = result if result.dtype == dtype else torch.empty_like(result, dtype=dtype)
     return total.copy_(product.view(total.shape))

@@ -21,7 +21,7 @@ from bnb_core.ops_registry.codebooks import decision_table
 from bnb_core.ops_registry.formats import OPTIMIZER_STATES, STATE_BLOCKSIZE
 
 from .blockwise import block_absmax, nearest
-from .launch import next_power, on_device, positions, rounded
+from .launch import on_device, positions, rounded
 from .reduction import largest_of, sum_of
 
 SIZE = 1024  # elements of a program with fp32 state
@@ -258,7 +258,7 @@ def _maps(qmap1: Tensor, qmap2: Tensor | None) -> dict[str, Any]:
         for i, table in ((1, tables[0]), (2, tables[-1]))
         for name, value in zip(("qmap", "boundaries", "order", "entries"), table, strict=True)
     }
-    return named | {"STEPS": next_power(max(named["entries1"], named["entries2"])).bit_length()}
+    return named | {"STEPS": (max(named["entries1"], named["entries2"]) - 1).bit_length()}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,8 @@ def _refuse_wrong_use(args: argparse.Namespace) -> None:
     for report in args.report or ():
         if report.suffix not in FORMATS:
             raise CommandError(f"{report} is none of {', '.join(FORMATS)}")
+        if report.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
+            raise CommandError(f"{report} needs matplotlib, which is not installed (pip install 'bnb-core[plot]')")
         if not report.absolute().parent.is_dir():
             raise CommandError(f"{report}: there is no folder {report.absolute().parent}")
 

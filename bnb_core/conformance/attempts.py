@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._higher_order_ops.auto_functionalize import can_auto_functionalize
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from bnb_core.ops_registry import (
     EXACT,
@@ -27,12 +27,12 @@ from bnb_core.ops_registry import (
     force,
     kernel_counts,
 )
-from bnb_core.ops_registry.cases import Level, fresh
+from bnb_core.ops_registry.cases import Level, fresh, tensors
 
 from .golden import golden_cases
 from .large import LARGE, Large
 
-__all__ = ["ASPECTS", "Attempt", "Outcome", "Subject", "opcheck"]
+__all__ = ["ASPECTS", "ON_DEMAND", "Attempt", "Outcome", "Subject", "opcheck"]
 
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
@@ -96,7 +96,7 @@ class Subject:
         found: dict[str, list[Case]] = {}
         for case in self.cases:
             of_dtype = found.setdefault(dtype_of(self.op, case.args), [])
-            full = all(tensor.numel() for tensor in _tensors(case.args))
+            full = all(tensor.numel() for tensor in tensors(case.args))
             if full and len(of_dtype) < count and self.takes(case.args):
                 of_dtype.append(case)
         return [case for cases in found.values() for case in cases]
@@ -124,7 +124,7 @@ class Subject:
         """What the reference makes of arguments, on the CPU."""
         copies = fresh(tree_map_only(Tensor, Tensor.cpu, self.op.complete(args)))
         with force("reference"):
-            return _results(self.op, self.overload()(*copies), copies)
+            return self.op.outcome(self.overload()(*copies), copies)
 
     def called(self, args: tuple[Any, ...]) -> tuple[list[Any], list[str]]:
         """What the kernel makes of copies of the arguments, and what is wrong with the call itself, in sentences."""
@@ -138,9 +138,9 @@ class Subject:
         wrong += [
             f"it wrote to {name}, which its schema does not mark as mutated"
             for i, name in enumerate(self.op.parameters)
-            if i not in self.op.mutated and differences(_tensors([copies[i]]), _tensors([args[i]]), EXACT)
+            if i not in self.op.mutated and differences(tensors([copies[i]]), tensors([args[i]]), EXACT)
         ]
-        return _results(self.op, returned, copies), wrong
+        return self.op.outcome(returned, copies), wrong
 
     def distance(self, got: list[Any], want: list[Any], wrong: Iterable[str] = ()) -> Outcome:
         found = compare(got, want, self.kernel.tolerance or self.op.tolerance)
@@ -151,7 +151,7 @@ def dtype_of(op: Op, args: tuple[Any, ...]) -> str:
     """What a call computes in: the dtype asked for, that of its first tensor, or of its first result."""
     args = op.complete(args)
     asked = args[op.parameters.index("dtype")] if "dtype" in op.parameters else None
-    first = _tensors(args)[0].dtype
+    first = tensors(args)[0].dtype
     if asked is None and not first.is_floating_point:
         made = [result.dtype for result in op.results(*args)[:1] if result is not None]
         asked = next((dtype for dtype in made if dtype.is_floating_point), None)
@@ -176,9 +176,9 @@ def agreement(subject: Subject) -> Iterator[Attempt]:
             returned, after = (each[: len(each) - len(subject.op.mutated)] for each in (got, again))
             if _memory(returned) & _memory(after):
                 wrong.append("two calls returned the same memory")
-            if any(tensor._is_view() for tensor in _tensors(returned)):
+            if any(tensor._is_view() for tensor in tensors(returned)):
                 wrong.append("a result is a view")
-            wrong += [f"a result is on {t.device.type}" for t in _tensors(got) if t.device.type != subject.device]
+            wrong += [f"a result is on {t.device.type}" for t in tensors(got) if t.device.type != subject.device]
             return subject.distance(got, subject.expected(case), wrong)
 
         yield Attempt(case.name, dtype_of(subject.op, case.args), run)
@@ -212,7 +212,7 @@ def strided(subject: Subject) -> Iterator[Attempt]:
     for case in subject.representative():
         args = subject.op.complete(case.args)
         for i, name in enumerate(subject.op.parameters):
-            if not _tensors([args[i]]):
+            if not tensors([args[i]]):
                 continue
 
             def run(case: Case = case, args: tuple[Any, ...] = args, i: int = i) -> Outcome:
@@ -272,7 +272,7 @@ def other_device(subject: Subject) -> Iterator[Attempt]:
             args = tree_map_only(Tensor, lambda tensor: tensor.to(there), subject.op.complete(case.args))
             got, wrong = subject.called(args)
             wrong += [
-                f"a result is on {tensor.device}, not {there}" for tensor in _tensors(got) if tensor.device != there
+                f"a result is on {tensor.device}, not {there}" for tensor in tensors(got) if tensor.device != there
             ]
             return subject.distance(got, subject.expected(case), wrong)
 
@@ -356,6 +356,8 @@ ASPECTS: dict[str, Callable[[Subject], Iterator[Attempt]]] = {
     "stream": other_stream,
     "opcheck": traced,
 }
+# Not without being asked for.
+ON_DEMAND = {"more than 2^31 elements": large}
 
 
 def opcheck(called: Any, args: tuple[Any, ...]) -> None:
@@ -372,7 +374,7 @@ def opcheck(called: Any, args: tuple[Any, ...]) -> None:
         compiled = torch.compile(lambda *args: called(*args), fullgraph=True, dynamic=True, backend="aot_eager")
         found = fresh(args)
         with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-            wrong = differences(_tensors([compiled(*found), found]), _tensors(expected), EXACT)
+            wrong = differences(tensors([compiled(*found), found]), tensors(expected), EXACT)
         assert not wrong, wrong
 
 
@@ -380,28 +382,18 @@ def _values(op: Op, case: Case) -> set[tuple[str, Any]]:
     """What a case has of the things that are told apart: texts, dtypes, block sizes."""
     found = set()
     for name, value in zip(op.parameters, op.complete(case.args), strict=True):
-        found |= {(name, tensor.dtype) for tensor in _tensors([value])}
+        found |= {(name, tensor.dtype) for tensor in tensors([value])}
         if isinstance(value, (str, torch.dtype)) or name == "blocksize":
             found.add((name, value))
     return found
 
 
-def _results(op: Op, returned: Any, args: tuple[Any, ...]) -> list[Any]:
-    """What an operator returned, then the arguments that it wrote."""
-    values = [] if returned is None else list(returned) if isinstance(returned, (tuple, list)) else [returned]
-    return values + [args[i] for i in op.mutated]
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
-
-
 def _memory(values: Any) -> set[int]:
-    return {tensor.untyped_storage().data_ptr() for tensor in _tensors(values) if tensor.numel()}
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors(values) if tensor.numel()}
 
 
 def _has_nan(values: Any) -> bool:
-    return any(t.is_floating_point() and bool(t.cpu().isnan().any()) for t in _tensors(values))
+    return any(t.is_floating_point() and bool(t.cpu().isnan().any()) for t in tensors(values))
 
 
 def _spread(tensor: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from bnb_core.ops_registry import OPS, Kernel, kernels_for
+from bnb_core.ops_registry import OPS, Kernel, kernel_named, kernels_for
 from bnb_core.ops_registry.cases import Level
 
-from .attempts import ASPECTS, Attempt, Subject, large
+from .attempts import ASPECTS, ON_DEMAND, Attempt, Subject
 from .findings import Failure, KernelTrial, Kind, Tally
 from .speed import speed_of
 
@@ -28,7 +28,6 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "optimizers": _OPTIMIZERS,
     "full": tuple(OPS),
 }
-LARGE = "more than 2^31 elements"
 
 
 def operators_of(level: str) -> tuple[str, ...]:
@@ -50,9 +49,11 @@ def conform(
     """Tries the kernels of a device for some operators, best first, the reference last.
 
     cases: `full` for the long lists of sizes. kernels: the names of those to try (all). beyond: also more than 2^31
-    elements, gigabytes each. timed: with their speed.
+    elements, gigabytes each. timed: with their speed. Raises ValueError for an operator that is not there.
     """
     for op in dict.fromkeys(ops):
+        if op not in OPS:
+            raise ValueError(f"there is no operator {op!r}; there are {', '.join(OPS)}")
         known: dict[str, list[object]] = {}
         for kernel in kernels_for(op, device):
             if kernel.unavailable is None and (kernels is None or kernel.name in kernels):
@@ -67,12 +68,10 @@ def try_case(op: str, device: str, kernel: str, aspect: str, case: str, cases: L
 
     aspect: what is tried, as a failure names it. Raises ValueError for a kernel, an aspect or a case that is not there.
     """
-    row = next((row for row in kernels_for(op, device) if row.name == kernel), None)
-    if row is None:
-        raise ValueError(f"{op} has no kernel {kernel!r} on {device}")
-    if aspect not in (*ASPECTS, LARGE):
-        raise ValueError(f"there is no aspect {aspect!r}; there are {', '.join(ASPECTS)}, {LARGE}")
-    attempts = (large if aspect == LARGE else ASPECTS[aspect])(Subject(OPS[op], device, row, cases))
+    row, aspects = kernel_named(kernel, op, device), ASPECTS | ON_DEMAND
+    if aspect not in aspects:
+        raise ValueError(f"there is no aspect {aspect!r}; there are {', '.join(aspects)}")
+    attempts = aspects[aspect](Subject(OPS[op], device, row, cases))
     found = next((attempt for attempt in attempts if attempt.case == case), None)
     if found is None:
         raise ValueError(f"{op} has no case {case!r} of {aspect}")
@@ -81,7 +80,7 @@ def try_case(op: str, device: str, kernel: str, aspect: str, case: str, cases: L
 
 def _tried(subject: Subject, beyond: bool) -> KernelTrial:
     trial = KernelTrial(subject.op.name, subject.kernel.name, _kind(subject.kernel))
-    for aspect, attempts in (*ASPECTS.items(), *([(LARGE, large)] if beyond else [])):
+    for aspect, attempts in (ASPECTS | ON_DEMAND if beyond else ASPECTS).items():
         try:
             for attempt in attempts(subject):
                 _note(trial, subject, aspect, attempt)

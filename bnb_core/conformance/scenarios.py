@@ -22,6 +22,7 @@ from bnb_core.ops_registry import EXACT, OPS, FallbackWarning, Tolerance, differ
 from bnb_core.optim.factory import NAMES
 
 from .findings import Failure, ScenarioTrial
+from .run import LEVELS
 
 __all__ = ["SCENARIOS", "Scenario", "end_to_end", "try_scenario"]
 
@@ -61,7 +62,9 @@ class _Layer:
 
 
 def end_to_end(device: str, level: str = "full", names: Sequence[str] | None = None) -> Iterator[ScenarioTrial]:
-    """Runs the scenarios of a level on a device, or those of some names."""
+    """Runs the scenarios of a level on a device, or those of some names. Raises ValueError for another level."""
+    if level not in LEVELS:
+        raise ValueError(f"there is no level {level!r}; there are {', '.join(LEVELS)}")
     for scenario in SCENARIOS:
         if level in scenario.levels and (names is None or scenario.name in names):
             yield _tried(scenario, device)

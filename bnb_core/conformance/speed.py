@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from bnb_core.ops_registry import OPS, force, kernels_for
-from bnb_core.ops_registry.cases import Maker
+from bnb_core.ops_registry import OPS, force, kernel_named
+from bnb_core.ops_registry.cases import Maker, tensors
 from bnb_core.ops_registry.codebooks import dynamic_map
 
 from .findings import Speed
@@ -24,8 +23,11 @@ ROUNDS, SECONDS = 5, 0.01  # of each contestant, in turns; at least so long a ro
 
 
 def speed_of(op: str, device: str, kernel: str) -> Speed | None:
-    """The best of interleaved rounds; None for the reference, and where the kernel does not take what is timed."""
-    row = next(row for row in kernels_for(op, device) if row.name == kernel)
+    """The best of interleaved rounds; None for the reference, and where the kernel does not take what is timed.
+
+    Raises ValueError for a kernel that is not there.
+    """
+    row = kernel_named(kernel, op, device)
     if row.is_reference:
         return None
     make = _Sizes(device, "quick", seed=0)
@@ -33,8 +35,8 @@ def speed_of(op: str, device: str, kernel: str) -> Speed | None:
     if row.refuses(args) is not None:
         return None
     called = getattr(torch.ops.bnb_core, op).default
-    moved = sum(t.nbytes for t in _tensors([args, called(*args)])) + sum(
-        tensor.nbytes for i in OPS[op].mutated for tensor in _tensors([args[i]])
+    moved = sum(t.nbytes for t in tensors([args, called(*args)])) + sum(
+        tensor.nbytes for i in OPS[op].mutated for tensor in tensors([args[i]])
     )
     source = torch.ones(max(1, moved // 2), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -70,10 +72,6 @@ def _seconds(run: Callable[[], Any], count: int, wait: Callable[[], Any]) -> flo
         run()
     wait()
     return max(time.perf_counter() - start, 1e-9) / count
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 # -- what is timed ---------------------------------------------------------------------------------------------------

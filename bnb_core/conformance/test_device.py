@@ -10,13 +10,14 @@ import os
 from typing import Any
 
 import pytest
+import torch
 
 from bnb_core.ops_registry import OPS
 
 from .run import conform
 from .scenarios import SCENARIOS, try_scenario
 
-DEVICE = os.environ.get("BNB_CORE_TEST_DEVICE", "cpu")
+DEVICE = torch.device(os.environ.get("BNB_CORE_TEST_DEVICE", "cpu")).type
 CASES: Any = os.environ.get("BNB_CORE_TEST_LEVEL", "quick")
 if CASES not in ("quick", "full"):
     raise pytest.UsageError(f"BNB_CORE_TEST_LEVEL is {CASES!r}, expected 'quick' or 'full'")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from ..checks import ceil_div, product
 
-__all__ = ["BadCase", "Case", "Level", "Maker", "changer", "fresh"]
+__all__ = ["BadCase", "Case", "Level", "Maker", "changer", "fresh", "tensors"]
 
 Level = Literal["quick", "full"]
 
@@ -106,6 +107,11 @@ def changer(good: dict[str, Any]) -> Callable[..., tuple[Any, ...]]:
 def fresh(args: Sequence[Any]) -> tuple[Any, ...]:
     """A copy of arguments with tensors of their own memory, of the same strides and as far behind its beginning."""
     return tuple(_copy(value) for value in args)
+
+
+def tensors(values: Any) -> list[torch.Tensor]:
+    """The tensors among values, those in lists too."""
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 def _copy(value: Any) -> Any:
