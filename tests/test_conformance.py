@@ -346,8 +346,15 @@ def test_a_case_that_is_not_there_is_refused() -> None:
         speed_of("int8_mm", "cpu", "cpu/abacus")
     with pytest.raises(ValueError, match="there is no operator 'x'; there are quantize_blockwise"):
         next(conform("cpu", ["x"]))
+    with pytest.raises(ValueError, match="there is no scenario 'x'; there are Linear4bit"):
+        next(end_to_end("cpu", names=["x"]))
     with pytest.raises(ValueError, match="there is no level 'x'; there are inference"):
         next(end_to_end("cpu", "x"))
+
+
+def test_a_device_that_makes_no_arguments_is_a_failure() -> None:
+    (trial,) = conform("abacus", ["int8_mm"])
+    assert trial.failures and all("no arguments for it: RuntimeError" in f.sentences[0] for f in trial.failures)
 
 
 def test_names_of_cases_tell_them_apart() -> None:
@@ -496,10 +503,19 @@ def test_claims_need_every_operator_and_the_scenarios(planted: Callable[..., Ker
         (["--op", "gemm"], "there is no operator gemm; there are "),
         (["--op", "int8_mm", "--kernel", "composed"], "no kernel was tried"),
         (["--report", "found.pdf"], "found.pdf is none of .html, .json, .md, .png"),
+        (["--report", "folder.md"], "folder.md is a folder"),
         (["--report", "no/such/found.md"], "no/such/found.md: there is no folder"),
     ],
 )
-def test_wrong_use_is_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_is_one_sentence(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.md").mkdir()
     assert cli.main(["conformance", *arguments]) == 2
     assert sentence in capsys.readouterr().err
 

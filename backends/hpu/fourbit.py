@@ -36,9 +36,8 @@ def dequantize_4bit(
     values = torch.ops.hpu.dequantize_nf4(
         packed, absmax.contiguous(), blocksize, out_shape=(2 * packed.numel(),), out_dtype=torch.float32
     )
-    if out is not None:
-        return out.copy_(values[:count].view(shape))
-    return torch.empty(tuple(shape), dtype=dtype, device=A.device).copy_(values[:count].view(shape))
+    result = torch.empty(tuple(shape), dtype=dtype, device=A.device) if out is None else out
+    return result.copy_(values[:count].view(shape))
 
 
 @cache

@@ -117,6 +117,8 @@ def _refuse_wrong_use(args: argparse.Namespace) -> None:
             raise CommandError(f"{report} is none of {', '.join(FORMATS)}")
         if report.suffix == ".png" and importlib.util.find_spec("matplotlib") is None:
             raise CommandError(f"{report} needs matplotlib, which is not installed (pip install 'bnb-core[plot]')")
+        if report.is_dir():
+            raise CommandError(f"{report} is a folder")
         if not report.absolute().parent.is_dir():
             raise CommandError(f"{report}: there is no folder {report.absolute().parent}")
 

@@ -401,4 +401,4 @@ def _spread(tensor: Tensor) -> Tensor:
 
 
 def _device_count(device: str) -> int:
-    return 1 if device == "cpu" else int(torch.get_device_module(device).device_count())
+    return int(getattr(torch.get_device_module(device), "device_count", lambda: 1)())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from .findings import Findings, KernelTrial, ScenarioTrial, Tally
-from .report import FLOATS, claims, failures, share_of_tolerance, times
+from .report import FLOATS, claims, failures, share_of_tolerance, times, total
 
 __all__ = ["as_html"]
 
@@ -69,7 +69,7 @@ def _kernels(trials: list[KernelTrial]) -> Iterator[str]:
         name = f"<code>{trial.op}</code>" if trial.op != before else ""
         cells = [f"<td{edge}>{name}", f"<td{edge}><code>{escape(trial.kernel)}</code>"]
         cells += [_tally(trial.kind, trial.dtypes.get(dtype)) for dtype in FLOATS]
-        cells.append(_tally(trial.kind, next((t for name, t in trial.dtypes.items() if name not in FLOATS), None)))
+        cells.append(_tally(trial.kind, total(t for name, t in trial.dtypes.items() if name not in FLOATS)))
         cells += [_tally(trial.kind, trial.aspects.get(aspect)) for aspect in aspects]
         cells += [f"<td class=number>{text}" for text in (share_of_tolerance(trial), *times(trial))]
         yield f"<tr>{''.join(cells)}"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from .findings import Findings, KernelTrial, Kind, ScenarioTrial, Tally
-from .report import FLOATS
+from .report import FLOATS, total
 
 __all__ = ["draw_findings"]
 
@@ -67,21 +67,13 @@ def _draw_kernels(
     for trial in trials:
         row, left = ops.index(trial.op), kernels.index(trial.kernel) * len(COLUMNS)
         own = [trial.dtypes.get(dtype) for dtype in FLOATS]
-        more = _sum(tally for aspect, tally in trial.aspects.items() if aspect != "agreement")
+        more = total(tally for aspect, tally in trial.aspects.items() if aspect != "agreement")
         if any(own):
             for column, tally in enumerate(own):
                 _cell(axes, left + column, row, 1, trial.kind, tally)
         else:
-            _cell(axes, left, row, len(FLOATS), trial.kind, _sum(trial.dtypes.values()))
+            _cell(axes, left, row, len(FLOATS), trial.kind, total(trial.dtypes.values()))
         _cell(axes, left + len(FLOATS), row, 1, trial.kind, more)
-
-
-def _sum(tallies: Iterable[Tally]) -> Tally:
-    total = Tally()
-    for tally in tallies:
-        total.passed, total.refused = total.passed + tally.passed, total.refused + tally.refused
-        total.failed += tally.failed
-    return total
 
 
 def _cell(axes: Axes, left: float, row: int, width: int, kind: Kind, tally: Tally | None) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .findings import Failure, Findings, KernelTrial
+from .findings import Failure, Findings, KernelTrial, Tally
 from .run import LEVELS
 
-__all__ = ["FLOATS", "as_json", "as_markdown", "claims", "failures", "share_of_tolerance", "times"]
+__all__ = ["FLOATS", "as_json", "as_markdown", "claims", "failures", "share_of_tolerance", "times", "total"]
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -63,6 +63,15 @@ def times(trial: KernelTrial) -> tuple[str, str]:
         return "", ""
     speed = trial.speed
     return f"{speed.reference / speed.seconds:.3g}×", f"{100 * speed.copy / speed.seconds:.2g} %"
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """The counts of several together."""
+    found = Tally()
+    for tally in tallies:
+        found.passed, found.refused = found.passed + tally.passed, found.refused + tally.refused
+        found.failed += tally.failed
+    return found
 
 
 def as_markdown(findings: Findings) -> str:

@@ -87,7 +87,7 @@ def _tried(subject: Subject, beyond: bool) -> KernelTrial:
         except (Exception, SystemExit) as error:  # noqa: BLE001  a device may fail in making the arguments
             sentence = f"no arguments for it: {type(error).__name__}: {error}"
             trial.failures.append(_failure(subject, aspect, "its cases", sentence))
-    if not trial.aspects["agreement"].passed and not trial.failures:
+    if not trial.failures and not trial.aspects["agreement"].passed:
         program = f"import bnb_core\nbnb_core.explain({subject.op.name!r}, device={subject.device!r})"
         trial.failures.append(Failure("agreement", "all", ("it refuses every case of its operator",), program))
     return trial

@@ -22,7 +22,7 @@ from bnb_core.ops_registry import EXACT, OPS, FallbackWarning, Tolerance, differ
 from bnb_core.optim.factory import NAMES
 
 from .findings import Failure, ScenarioTrial
-from .run import LEVELS
+from .run import operators_of
 
 __all__ = ["SCENARIOS", "Scenario", "end_to_end", "try_scenario"]
 
@@ -62,20 +62,23 @@ class _Layer:
 
 
 def end_to_end(device: str, level: str = "full", names: Sequence[str] | None = None) -> Iterator[ScenarioTrial]:
-    """Runs the scenarios of a level on a device, or those of some names. Raises ValueError for another level."""
-    if level not in LEVELS:
-        raise ValueError(f"there is no level {level!r}; there are {', '.join(LEVELS)}")
-    for scenario in SCENARIOS:
-        if level in scenario.levels and (names is None or scenario.name in names):
+    """Runs the scenarios of a level on a device, or of those the ones of some names. Raises ValueError for others."""
+    operators_of(level)
+    for scenario in SCENARIOS if names is None else map(_scenario, names):
+        if level in scenario.levels:
             yield _tried(scenario, device)
+
+
+def _scenario(name: str) -> Scenario:
+    found = next((scenario for scenario in SCENARIOS if scenario.name == name), None)
+    if found is None:
+        raise ValueError(f"there is no scenario {name!r}; there are {', '.join(s.name for s in SCENARIOS)}")
+    return found
 
 
 def try_scenario(device: str, name: str) -> list[str]:
     """What is wrong with one scenario, in sentences; nothing where it is right. Raises ValueError for another name."""
-    found = next((scenario for scenario in SCENARIOS if scenario.name == name), None)
-    if found is None:
-        raise ValueError(f"there is no scenario {name!r}; there are {', '.join(s.name for s in SCENARIOS)}")
-    return _sentences(found, device)
+    return _sentences(_scenario(name), device)
 
 
 def _tried(scenario: Scenario, device: str) -> ScenarioTrial:

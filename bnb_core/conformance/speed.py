@@ -35,9 +35,9 @@ def speed_of(op: str, device: str, kernel: str) -> Speed | None:
     if row.refuses(args) is not None:
         return None
     called = getattr(torch.ops.bnb_core, op).default
-    moved = sum(t.nbytes for t in tensors([args, called(*args)])) + sum(
-        tensor.nbytes for i in OPS[op].mutated for tensor in tensors([args[i]])
-    )
+    with force(kernel):
+        outcome = OPS[op].outcome(called(*args), args)
+    moved = sum(tensor.nbytes for tensor in tensors([args, outcome]))
     source = torch.ones(max(1, moved // 2), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
