@@ -11,6 +11,7 @@ from conftest import LEVEL
 from installed import python
 
 from bnb_core.backends import triton as library
+from bnb_core.backends.triton import tiles
 from bnb_core.ops_registry import OPS, backends
 
 pytestmark = [
@@ -34,10 +35,8 @@ from itertools import islice
 from bnb_core import ops_registry
 from bnb_core.backends import triton
 from bnb_core.conformance.attempts import ASPECTS, Subject
-rows = [row for row in triton.rows("cpu") if row.op in triton.OPS[{family!r}]]
-ops_registry.register_kernels(rows)
 for op in triton.OPS[{family!r}]:
-    row = next(row for row in ops_registry.kernels_for(op, "cpu") if row.name == "cpu/triton")
+    row = ops_registry.kernel_named("cpu/triton", op, "cpu")
     subject, passed = Subject(ops_registry.OPS[op], "cpu", row), 0
     for aspect in ASPECTS.keys() - {{"bad input"}}:
         for attempt in islice(ASPECTS[aspect](subject), 0, None, {1 if LEVEL == "full" else 5}):
@@ -88,6 +87,88 @@ assert ran == {{"{device}/triton"}}, ran
 """,
         TRITON_INTERPRET="1",
     )
+
+
+def test_many_rows_are_left_to_torch() -> None:
+    """By the last rung of the table."""
+    passes(
+        """
+import torch
+from torch._C import DispatchKey
+from bnb_core import ops_registry
+from bnb_core.backends import cuda
+from bnb_core.backends.triton import fourbit, tiles
+ops_registry.register_kernels(cuda.KERNELS)
+last = tiles.read(tiles.OWN)["any"]["fourbit.gemm"][-1]["rows"]
+packed, absmax = torch.ops.bnb_core.quantize_4bit(torch.randn(8, 64), 64, "nf4", torch.uint8)
+for rows, kernel in ((last, "cuda/triton"), (last + 1, "composed")):
+    ops_registry.reset_kernel_counts()
+    args = torch.randn(rows, 64), packed, (8, 64), absmax, 64, "nf4"
+    torch.ops.bnb_core.gemm_4bit.default._op_dk(DispatchKey.CUDA, *args)
+    ran = {ran for op, _, ran in ops_registry.kernel_counts() if op == "gemm_4bit"}
+    assert ran == {kernel}, ran
+assert fourbit.why_not_gemm_4bit(torch.randn(last + 1, 64)) == f"needs fewer rows than A has, {last + 1}"
+""",
+        TRITON_INTERPRET="1",
+    )
+
+
+def test_tuning_writes_the_table_that_launches_read(tmp_path: Path) -> None:
+    """On the CPU, whose interpreted kernels it times like any others."""
+    table = tmp_path / "tiles.json"
+    tune = ("-m", "bnb_core.backends.triton.tune", "--device", "cpu", "--size", "64", "--rounds", "1")
+    done = python(*tune, "--output", table, "statistics.squares", "int8.scale", path=(), TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "statistics.squares: " in done.stdout and f"{table}: 2 kernels of any" in done.stdout
+    found = tiles.read(table)["any"]
+    assert set(found) == {"statistics.squares", "int8.scale"} and [len(rungs) for rungs in found.values()] == [1, 1]
+    for kernel, (rung,) in found.items():
+        assert rung.keys() == tiles.tile(kernel, torch.device("cpu")).keys()
+    done = python(*tune, "fourbit.gem", path=(), TRITON_INTERPRET="1")
+    assert done.returncode == 2 and "no kernel fourbit.gem, expected some of blockwise.quantize, " in done.stderr
+
+
+def test_a_table_of_the_user_comes_first(tmp_path: Path) -> None:
+    table = tmp_path / "tiles.json"
+    table.write_text('{"any": {"int8.scale": [{"ROWS": 3}]}, "sm_90": {"fourbit.embed": [{"SIZE": 5}]}}')
+    passes(
+        """
+import torch
+from bnb_core.backends.triton import tiles
+cpu = torch.device("cpu")
+assert tiles.tile("int8.scale", cpu) == {"ROWS": 3}
+assert tiles.tile("fourbit.embed", cpu) == tiles.read(tiles.OWN)["any"]["fourbit.embed"][0]
+""",
+        BNB_CORE_TRITON_TILES=str(table),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "no table of tiles: "),
+        ('{"any": {"int8.scale": [{"ROWS": 0}]}}', "expected rungs of numbers"),
+        (None, "No such file"),
+    ],
+)
+def test_a_file_that_is_no_table_is_said(tmp_path: Path, text: str | None, sentence: str) -> None:
+    path = tmp_path / "tiles.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        tiles.read(path)
+
+
+def test_rungs_rise_and_all_tables_name_the_same_kernels() -> None:
+    table = tiles.read(tiles.OWN)
+    for architecture, kernels in table.items():
+        assert set(kernels) <= set(table["any"]), architecture
+        for kernel, rungs in kernels.items():
+            rows = [rung.get("rows", float("inf")) for rung in rungs]
+            assert rows == sorted(set(rows)), (architecture, kernel)
+            assert kernel == "fourbit.gemm" or rows[-1] == float("inf"), (architecture, kernel)
+            sizes = [value for rung in rungs for name, value in rung.items() if name not in ("rows", "num_stages")]
+            assert all(size & (size - 1) == 0 for size in sizes), (architecture, kernel)
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])

@@ -1,17 +1,16 @@
 """Portable GPU kernels in Triton: a library, with no device of its own. The tables of devices take their rows here.
 
-`rows("xpu")` are the rows of a device. With TRITON_INTERPRET=1 the kernels are interpreted on the CPU, for tests.
+`rows("xpu")` are the rows of a device. With TRITON_INTERPRET=1 the CPU has rows too, which Triton interprets: for tests.
 """
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from bnb_core.ops_registry import BackendUnavailable, Kernel
 
 API_VERSION = 1
-
-KERNELS: tuple[Kernel, ...] = ()
 
 # Family → its operators.
 OPS = {
@@ -28,7 +27,7 @@ OPS = {
     "statistics": ("percentile_clipping",),
 }
 # Those whose kernels refuse some arguments, in `why_not_<op>`.
-LIMITED = {"quantize_blockwise"}
+LIMITED = {"quantize_blockwise", "gemm_4bit"}
 
 
 def is_available() -> bool:
@@ -51,3 +50,6 @@ def rows(device: str) -> tuple[Kernel, ...]:
         for family, ops in OPS.items()
         for op in ops
     )
+
+
+KERNELS = rows("cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ()

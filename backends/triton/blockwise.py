@@ -10,12 +10,10 @@ from torch import Tensor
 from bnb_core.ops_registry.checks import ceil_div
 from bnb_core.ops_registry.codebooks import decision_table
 
-from .launch import next_power, on_device, positions, rounded
+from .launch import next_power, on_device, rounded, share
+from .tiles import tile
 
-# Elements of a program that quantizes; a block is one row of its tile.
-TILE = 4096
 LARGEST_BLOCK = 16384
-SIZE = 2048  # elements of a program that dequantizes
 
 
 def why_not_quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> str | None:
@@ -33,15 +31,18 @@ def quantize_blockwise(
     codes = torch.empty(A.shape, dtype=torch.uint8, device=A.device)
     absmax = torch.empty(ceil_div(n, blocksize), dtype=torch.float32, device=A.device)
     boundaries, order = decision_table(code)
-    columns = next_power(min(blocksize, max(n, 1)))
-    tile = max(1, TILE // columns)
     if n:
+        columns = next_power(min(blocksize, n))
+        launch = tile("blockwise.quantize", A.device)
+        rows = max(1, launch.pop("SIZE") // columns)
         with on_device(A):
-            _quantize[(triton.cdiv(absmax.numel(), tile),)](
-                *(flat, boundaries, order, codes, absmax, n, absmax.numel(), blocksize, code.numel()),
-                ROWS=tile,
+            _quantize[(triton.cdiv(absmax.numel(), rows),)](
+                *(flat, boundaries, order, codes, absmax, n, code.numel()),
+                BLOCK=blocksize,
+                ROWS=rows,
                 COLUMNS=columns,
                 STEPS=(code.numel() - 1).bit_length(),
+                **launch,
             )
     if out is None:
         return codes, absmax
@@ -54,9 +55,12 @@ def dequantize_blockwise(
     """`code[A] * absmax` of each block in fp32, rounded once to `dtype`. A code past the end of the table gives NaN."""
     result = torch.empty(A.shape, dtype=dtype, device=A.device)
     if n := A.numel():
+        launch = tile("blockwise.dequantize", A.device)
         with on_device(A):
-            _dequantize[(triton.cdiv(n, SIZE),)](
-                *(A.contiguous(), absmax.contiguous(), code.contiguous(), result, n, blocksize, code.numel()), SIZE=SIZE
+            _dequantize[(triton.cdiv(n, launch["SIZE"]),)](
+                *(A.contiguous(), absmax.contiguous(), code.contiguous(), result, n, code.numel()),
+                BLOCK=blocksize,
+                **launch,
             )
     return result if out is None else out.copy_(result)
 
@@ -85,25 +89,27 @@ def nearest(t, boundaries, order, entries, STEPS: tl.constexpr):
 
 @triton.jit
 def _quantize(
-    A, boundaries, order, codes, absmax, n, blocks, blocksize, entries,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
+    A, boundaries, order, codes, absmax, n, entries,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    block = positions(ROWS)
-    column = tl.arange(0, COLUMNS)
-    element = block[:, None] * blocksize + column[None, :]
-    exist = (column < blocksize)[None, :] & (element < n)
-    x = tl.load(A + element, mask=exist, other=0.0).to(tl.float32)
+    # A block is one row of a tile.
+    first, count = share(n, ROWS * BLOCK)
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    element = row[:, None] * BLOCK + column[None, :]
+    exist = (column < BLOCK)[None, :] & (element < count)
+    x = tl.load(A + first + element, mask=exist, other=0.0).to(tl.float32)
     scale, scales = block_absmax(x, exist)
     t = tl.where(scales[:, None], tl.div_rn(x, tl.where(scales, scale, 1.0)[:, None]), 0.0)
-    tl.store(codes + element, nearest(t, boundaries, order, entries, STEPS), mask=exist)
-    tl.store(absmax + block, scale, mask=block < blocks)
+    tl.store(codes + first + element, nearest(t, boundaries, order, entries, STEPS), mask=exist)
+    tl.store(absmax + first // BLOCK + row, scale, mask=row * BLOCK < count)
 
 
 @triton.jit
-def _dequantize(A, absmax, code, result, n, blocksize, entries, SIZE: tl.constexpr):
-    element = positions(SIZE)
-    exist = element < n
-    codes = tl.load(A + element, mask=exist, other=0).to(tl.int32)
+def _dequantize(A, absmax, code, result, n, entries, BLOCK: tl.constexpr, SIZE: tl.constexpr):
+    first, count = share(n, SIZE)
+    element = tl.arange(0, SIZE)
+    exist = element < count
+    codes = tl.load(A + first + element, mask=exist, other=0).to(tl.int32)
     value = tl.load(code + codes, mask=exist & (codes < entries), other=float("nan"))
-    scale = tl.load(absmax + element // blocksize, mask=exist, other=0.0)
-    tl.store(result + element, rounded(value * scale, result.dtype.element_ty), mask=exist)
+    scale = tl.load(absmax + (first + element) // BLOCK, mask=exist, other=0.0)
+    tl.store(result + first + element, rounded(value * scale, result.dtype.element_ty), mask=exist)

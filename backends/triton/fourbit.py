@@ -15,11 +15,9 @@ from bnb_core.ops_registry.codebooks import decision_table, four_bit
 from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE, as_bytes
 
 from .blockwise import block_absmax, dequantize_blockwise, nearest
-from .launch import INTERPRETED, next_power, on_device, positions, rounded
+from .launch import INTERPRETED, next_power, on_device, positions, rounded, share
+from .tiles import tile
 
-TILE = 4096  # elements of a program that quantizes
-SIZE = 1024  # bytes of a program that dequantizes
-FEW = 8  # rows that `gemm_4bit` multiplies without tensor cores
 NESTED = tl.constexpr(NESTED_BLOCKSIZE)
 
 
@@ -31,13 +29,15 @@ def quantize_4bit(A: Tensor, blocksize: int, quant_type: str, quant_storage: tor
     absmax = torch.empty(ceil_div(n, blocksize), dtype=torch.float32, device=A.device)
     # FP4 has two zeros. Its second one serves the numbers just above 0, as in the bytes of the public package.
     boundaries, order = decision_table(four_bit(quant_type, A.device), merge_equals=False)
-    rows = max(1, TILE // blocksize)
     if n:
+        launch = tile("fourbit.quantize", A.device)
+        rows = max(1, launch.pop("SIZE") // blocksize)
         with on_device(A):
             _quantize[(triton.cdiv(absmax.numel(), rows),)](
-                *(A.contiguous(), boundaries, order, packed.view(torch.uint8), absmax, n, absmax.numel()),
+                *(A.contiguous(), boundaries, order, packed.view(torch.uint8), absmax, n),
                 ROWS=rows,
                 BLOCK=blocksize,
+                **launch,
             )
     return packed, absmax
 
@@ -55,11 +55,18 @@ def dequantize_4bit(
     result = torch.empty(tuple(shape), dtype=dtype, device=A.device)
     if n := result.numel():
         code = four_bit(quant_type, A.device)
+        launch = tile("fourbit.dequantize", A.device)
         with on_device(A):
-            _dequantize[(triton.cdiv(n, 2 * SIZE),)](
-                as_bytes(A), absmax.contiguous(), code, result, n, blocksize, SIZE=SIZE
+            _dequantize[(triton.cdiv(n, 2 * launch["SIZE"]),)](
+                as_bytes(A), absmax.contiguous(), code, result, n, BLOCK=blocksize, **launch
             )
     return result if out is None else out.copy_(result)
+
+
+def why_not_gemm_4bit(A: Tensor, *rest: object) -> str | None:
+    """Many rows are multiplied faster with the whole weight decoded, which is what the composed kernel does."""
+    M = math.prod(A.shape[:-1])
+    return None if tile("fourbit.gemm", A.device, M) else f"needs fewer rows than A has, {M}"
 
 
 def gemm_4bit(
@@ -77,15 +84,14 @@ def gemm_4bit(
 ) -> Tensor:
     """A [..., K] times the transpose of the weight [N, K], plus bias [N], summed in fp32 and rounded once.
 
-    Tensor cores get weights of 16 bits rounded to A's dtype; few rows, and fp32, are multiplied in fp32.
+    Tensor cores get weights of 16 bits rounded to A's dtype; one row, and fp32, are multiplied in fp32.
     """
     N, K = shapeB
     M = math.prod(A.shape[:-1])
+    launch = tile("fourbit.gemm", A.device, M)
     result = torch.empty(*A.shape[:-1], N, dtype=A.dtype, device=A.device)
     if result.numel():
-        few = M <= FEW
-        tile = {"ROWS": 1, "COLUMNS": 32, "DEPTH": 128} if few else {"ROWS": 32, "COLUMNS": 64, "DEPTH": 64}
-        grid = triton.cdiv(M, tile["ROWS"]), triton.cdiv(N, tile["COLUMNS"])
+        grid = triton.cdiv(M, launch["ROWS"]), triton.cdiv(N, launch["COLUMNS"])
         args = (
             A.contiguous(),
             as_bytes(B),
@@ -93,8 +99,9 @@ def gemm_4bit(
             four_bit(quant_type, A.device),
             result if bias is None else bias.contiguous(),
         )
+        aligned = _aligned(K, blocksize, launch["DEPTH"])
         with on_device(A):
-            _gemm[grid](*args, result, M, N, K, blocksize, BIAS=bias is not None, **tile)
+            _gemm[grid](*args, result, M, N, K, BIAS=bias is not None, BLOCK=blocksize, ALIGNED=aligned, **launch)
     return result if out is None else out.copy_(result)
 
 
@@ -122,9 +129,9 @@ def grouped_gemm_4bit(
     depth, width = (N, K) if input_gradient else (K, N)
     result = torch.zeros(T, width, dtype=A.dtype, device=A.device)
     if result.numel() and E:
-        tile = {"ROWS": 16 if T <= 16 * E else 32, "COLUMNS": 64, "DEPTH": 64}
+        launch = tile("fourbit.grouped_gemm", A.device, ceil_div(T, E))
         # So many tiles are enough, however the rows are divided.
-        grid = min(T, T // tile["ROWS"] + E), triton.cdiv(width, tile["COLUMNS"])
+        grid = min(T, T // launch["ROWS"] + E), triton.cdiv(width, launch["COLUMNS"])
         args = (
             A.contiguous(),
             as_bytes(B),
@@ -134,10 +141,15 @@ def grouped_gemm_4bit(
             ends.contiguous(),
             result,
         )
-        strides = (1, K) if input_gradient else (K, 1)
         with on_device(A):
             _grouped_gemm[grid](
-                *(*args, E, T, width, depth, *strides, blocksize), BIAS=bias is not None, GROUPS=next_power(E), **tile
+                *(*args, E, T, width, depth),
+                BIAS=bias is not None,
+                GROUPS=next_power(E),
+                BLOCK=blocksize,
+                ALIGNED=_aligned(K, blocksize, launch["COLUMNS" if input_gradient else "DEPTH"]),
+                TRANSPOSED=input_gradient,
+                **launch,
             )
     return result
 
@@ -163,13 +175,15 @@ def embedding_4bit(
         if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
             nested = absmax_8bit.contiguous(), absmax_code.contiguous(), absmax_offset
             entries = absmax_code.numel()
+        launch = tile("fourbit.embed", B.device)
         with on_device(B):
             # Products and sums fused would be other scales.
-            _embed[(triton.cdiv(n, 2 * SIZE),)](
-                *(*args, *nested, result, n, N, K, blocksize, entries),
+            _embed[(triton.cdiv(n, launch["SIZE"]),)](
+                *(*args, *nested, result, n, N, K, entries),
                 IS_NESTED=entries > 0,
-                SIZE=2 * SIZE,
+                BLOCK=blocksize,
                 enable_fp_fusion=False,
+                **launch,
             )
     return result
 
@@ -184,12 +198,18 @@ def _scales(
     return scales + absmax_offset.reshape(())
 
 
+def _aligned(length: int, blocksize: int, inner: int) -> bool:
+    """Whether rows of a weight are whole blocks, and a tile as wide as `inner` whole blocks or a part of one."""
+    return length % blocksize == 0 and (inner % blocksize == 0 or blocksize % inner == 0)
+
+
 @triton.jit
-def _quantize(A, boundaries, order, packed, absmax, n, blocks, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    block = positions(ROWS)
-    element = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    exist = element < n
-    x = tl.load(A + element, mask=exist, other=0.0).to(tl.float32)
+def _quantize(A, boundaries, order, packed, absmax, n, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    first, count = share(n, ROWS * BLOCK)
+    row = tl.arange(0, ROWS)
+    element = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    exist = element < count
+    x = tl.load(A + first + element, mask=exist, other=0.0).to(tl.float32)
     scale, scales = block_absmax(x, exist)
     divisor = tl.where(scales, scale, 1.0)
     # Ties are decided by the product with the inverse, where that is a normal number.
@@ -199,58 +219,105 @@ def _quantize(A, boundaries, order, packed, absmax, n, blocks, ROWS: tl.constexp
     t = tl.where(scales[:, None], t, 0.0)
     codes = nearest(t, boundaries, order, 16, 4)
     high, low = tl.split(codes.reshape(ROWS, BLOCK // 2, 2))
-    byte = block[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
-    tl.store(packed + byte, (high << 4) | low, mask=byte * 2 < n)
-    tl.store(absmax + block, scale, mask=block < blocks)
+    byte = row[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
+    tl.store(packed + first // 2 + byte, (high << 4) | low, mask=byte * 2 < count)
+    tl.store(absmax + first // BLOCK + row, scale, mask=row * BLOCK < count)
 
 
 @triton.jit
-def _dequantize(packed, absmax, code, result, n, blocksize, SIZE: tl.constexpr):
-    byte = positions(SIZE)
-    exist = byte * 2 < n
-    pair = tl.load(packed + byte, mask=exist, other=0).to(tl.int32)
+def _dequantize(packed, absmax, code, result, n, BLOCK: tl.constexpr, SIZE: tl.constexpr):
+    first, count = share(n, 2 * SIZE)
+    byte = tl.arange(0, SIZE)
+    exist = byte * 2 < count
+    pair = tl.load(packed + first // 2 + byte, mask=exist, other=0)
     # Both elements of a byte are in one block: block sizes are even.
-    scale = tl.load(absmax + byte * 2 // blocksize, mask=exist, other=0.0)
-    high, low = tl.load(code + (pair >> 4)) * scale, tl.load(code + (pair & 15)) * scale
-    values = tl.join(high, low).reshape(2 * SIZE)
-    element = positions(2 * SIZE)
-    tl.store(result + element, rounded(values, result.dtype.element_ty), mask=element < n)
+    scale = tl.load(absmax + (first + byte * 2) // BLOCK, mask=exist, other=0.0)
+    values = _values(pair, scale, code).reshape(2 * SIZE)
+    element = tl.arange(0, 2 * SIZE)
+    tl.store(result + first + element, rounded(values, result.dtype.element_ty), mask=element < count)
+
+
+@triton.jit
+def _values(pair, scale, code):
+    """Both values of each byte, side by side."""
+    pair = pair.to(tl.int32)
+    return tl.join(tl.load(code + (pair >> 4)) * scale, tl.load(code + (pair & 15)) * scale)
+
+
+@triton.jit
+def _weights(
+    packed, absmax, code, first, outer, outers, start, length,
+    OUTER: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """A tile [OUTER, INNER] of a weight with rows of `length` from element `first` on; zeros outside of it."""
+    origin = first + outer.to(tl.int64) * length + start
+    if ALIGNED:
+        UNIT: tl.constexpr = INNER if INNER < BLOCK else BLOCK
+        unit = tl.arange(0, INNER // UNIT)[None, :] * UNIT
+        within = (outer < outers)[:, None] & (start + unit < length)
+        scale = tl.load(absmax + (origin[:, None] + unit) // BLOCK, mask=within, other=0.0)
+        byte = unit[:, :, None] // 2 + tl.arange(0, UNIT // 2)[None, None, :]
+        pair = tl.load(packed + (origin // 2)[:, None, None] + byte, mask=within[:, :, None], other=0)
+        return _values(pair, scale[:, :, None], code).reshape(OUTER, INNER)
+    else:
+        inner = tl.arange(0, INNER)[None, :]
+        element = origin[:, None] + inner
+        exist = (outer < outers)[:, None] & (start + inner < length)
+        byte = tl.load(packed + element // 2, mask=exist, other=0).to(tl.int32)
+        nibble = tl.where(element % 2 == 0, byte >> 4, byte & 15)
+        return tl.load(code + nibble) * tl.load(absmax + element // BLOCK, mask=exist, other=0.0)
 
 
 @triton.jit
 def _product(
-    A, packed, absmax, code, row, rows, column, columns, depth, first, across, along, blocksize,
+    A, packed, absmax, code, row, rows, column, column0, columns, depth, first,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr, ALIGNED: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """Rows of A [rows, depth] times columns of a weight: of the elements first + column * across + k * along."""
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    """Rows of A [rows, depth] times columns, from `column0` on, of a weight that begins with element `first`.
+
+    A column is a row of the weight in memory, or TRANSPOSED a column there.
+    """
+    if ROWS == 1:  # sums across threads are taken once
+        sums = tl.zeros((COLUMNS, DEPTH), tl.float32)
+    else:
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, depth, DEPTH):
         k = start + tl.arange(0, DEPTH)
-        element = first + column[None, :] * across + k[:, None].to(tl.int64) * along
-        exist = (column < columns)[None, :] & (k < depth)[:, None]
-        byte = tl.load(packed + element // 2, mask=exist, other=0).to(tl.int32)
-        nibble = tl.where(element % 2 == 0, byte >> 4, byte & 15)
-        scale = tl.load(absmax + element // blocksize, mask=exist, other=0.0)
-        weight = tl.where(exist, tl.load(code + nibble) * scale, 0.0)
-        x = tl.load(A + row[:, None] * depth + k[None, :], mask=(row < rows)[:, None] & (k < depth)[None, :], other=0.0)
+        exist = (row < rows)[:, None] & (k < depth)[None, :]
+        x = tl.load(A + (row * depth)[:, None] + k[None, :], mask=exist, other=0.0)
+        if TRANSPOSED:
+            weight = _weights(packed, absmax, code, first, k, depth, column0, columns, DEPTH, COLUMNS, BLOCK, ALIGNED)
+        else:
+            weight = _weights(
+                packed, absmax, code, first, column, columns, start, depth, COLUMNS, DEPTH, BLOCK, ALIGNED
+            )
         if ROWS == 1:
-            total += tl.sum(x.to(tl.float32).reshape(DEPTH, 1) * weight, 0)[None, :]
+            sums += x.to(tl.float32) * weight
         else:
             weight = rounded(weight, A.dtype.element_ty)
             if INTERPRETED:  # its product takes bf16 for integers
                 x, weight = x.to(tl.float32), weight.to(tl.float32)
+            if not TRANSPOSED:
+                weight = tl.trans(weight)
             total = tl.dot(x, weight, total, input_precision="ieee")
+    if ROWS == 1:
+        total = tl.sum(sums, 1)[None, :]
     return total
 
 
 @triton.jit
 def _gemm(
-    A, packed, absmax, code, bias, result, M, N, K, blocksize,
+    A, packed, absmax, code, bias, result, M, N, K,
     BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    total = _product(A, packed, absmax, code, row, M, column, N, K, 0, K, 1, blocksize, ROWS, COLUMNS, DEPTH)
+    column0 = tl.program_id(1) * COLUMNS
+    column = column0 + tl.arange(0, COLUMNS)
+    total = _product(
+        A, packed, absmax, code, row, M, column, column0, N, K, 0, ROWS, COLUMNS, DEPTH, BLOCK, ALIGNED, False
+    )
     if BIAS:
         total += tl.load(bias + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
     place = row[:, None] * N + column[None, :]
@@ -259,8 +326,9 @@ def _gemm(
 
 @triton.jit
 def _grouped_gemm(
-    A, packed, absmax, code, bias, ends, result, groups, T, width, depth, across, along, blocksize,
+    A, packed, absmax, code, bias, ends, result, groups, T, width, depth,
     BIAS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr, ALIGNED: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
     # Each group has tiles of its own, which are numbered through.
     group = tl.arange(0, GROUPS)
@@ -276,11 +344,11 @@ def _grouped_gemm(
     index = tl.sum(tl.where(mine, group, 0), 0).to(tl.int64)
     if first < rows:
         row = first + tl.arange(0, ROWS)
-        column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-        origin = index * width * depth
+        column0 = tl.program_id(1) * COLUMNS
+        column = column0 + tl.arange(0, COLUMNS)
         total = _product(
-            A, packed, absmax, code, row, rows, column, width, depth, origin, across, along, blocksize,
-            ROWS, COLUMNS, DEPTH,
+            A, packed, absmax, code, row, rows, column, column0, width, depth, index * width * depth,
+            ROWS, COLUMNS, DEPTH, BLOCK, ALIGNED, TRANSPOSED,
         )  # fmt: skip
         if BIAS:
             total += tl.load(bias + index * width + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
@@ -291,8 +359,8 @@ def _grouped_gemm(
 
 @triton.jit
 def _embed(
-    indices, packed, absmax, code, absmax_8bit, absmax_code, absmax_offset, result, n, N, K, blocksize, entries,
-    IS_NESTED: tl.constexpr, SIZE: tl.constexpr,
+    indices, packed, absmax, code, absmax_8bit, absmax_code, absmax_offset, result, n, N, K, entries,
+    IS_NESTED: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     place = positions(SIZE)
     index = tl.load(indices + place // K, mask=place < n, other=0).to(tl.int64)
@@ -300,7 +368,7 @@ def _embed(
     element = index * K + place % K
     byte = tl.load(packed + element // 2, mask=exist, other=0).to(tl.int32)
     nibble = tl.where(element % 2 == 0, byte >> 4, byte & 15)
-    block = element // blocksize
+    block = element // BLOCK
     if IS_NESTED:
         number = tl.load(absmax_8bit + block, mask=exist, other=0).to(tl.int32)
         scale = tl.load(absmax_code + number, mask=exist & (number < entries), other=float("nan"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -12,11 +10,8 @@ from torch import Tensor
 from bnb_core.ops_registry.checks import row_count
 from bnb_core.ops_registry.precision import fp32_product
 
-from .launch import next_power, on_device, positions, rounded
-
-TILE = 4096  # elements of a program that quantizes or scales
-WIDEST = 2048  # columns of its tile
-FEW = 16  # rows, the least that tensor cores multiply
+from .launch import next_power, on_device, positions, rounded, share
+from .tiles import tile
 
 INFINITE = tl.constexpr(0x7F800000)  # the bits of fp32's infinity; those of NaN are above
 # From here up 1 / absmax * 127 does not overflow.
@@ -42,9 +37,10 @@ def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
     """`A * stats / 127` of each row, in fp32."""
     result = torch.empty(A.shape, dtype=torch.float32, device=A.device)
     if n := A.numel():
+        launch = tile("int8.dequantize", A.device)
         with on_device(A):
-            _dequantize[(triton.cdiv(n, TILE),)](
-                *(A.contiguous(), stats.contiguous(), result, n, A.shape[-1]), SIZE=TILE
+            _dequantize[(triton.cdiv(n, launch["SIZE"]),)](
+                *(A.contiguous(), stats.contiguous(), result, n, A.shape[-1]), **launch
             )
     return result
 
@@ -76,13 +72,11 @@ def int8_mm_dequant(
     result = torch.empty(A.shape, dtype=dtype or torch.float16, device=A.device)
     if result.numel():
         M, N = row_count(A), A.shape[-1]
-        columns = min(next_power(N), WIDEST)
-        rows = TILE // columns
+        launch = _fitted(tile("int8.scale", A.device), N)
+        programs = triton.cdiv(M, launch["ROWS"]) * triton.cdiv(N, launch["COLUMNS"])
         args = (A.contiguous(), *_factors(result, row_stats, col_stats, bias), result)
         with on_device(A):
-            _scale[(triton.cdiv(M, rows) * triton.cdiv(N, columns),)](
-                *args, M, N, BIAS=bias is not None, ROWS=rows, COLUMNS=columns
-            )
+            _scale[(programs,)](*args, M, N, BIAS=bias is not None, **launch)
     return result
 
 
@@ -136,19 +130,23 @@ def _quantized(A: Tensor, threshold: float, outliers: Tensor | None = None) -> t
     count, length = (rows, width) if by_row else (width, rows)
     q = torch.empty(A.shape, dtype=torch.int8, device=A.device)
     absmax = torch.empty(count, dtype=torch.float32, device=A.device)
-    if by_row:
-        columns = min(next_power(length), WIDEST)
-        tile = {"ROWS": min(next_power(count), TILE // columns), "COLUMNS": columns}
-    else:
-        tile = {"ROWS": 64, "COLUMNS": TILE // 64}
     if count:
+        launch = tile("int8.quantize_rows" if by_row else "int8.quantize_columns", A.device)
+        if by_row:
+            launch = _fitted(launch, length)
         args = (A, q, absmax, q if outliers is None else outliers.view(torch.uint8), count, length)
         strides = (width, 1) if by_row else (1, width)
         with on_device(A):
-            _quantize[(triton.cdiv(count, tile["ROWS"]),)](
-                *args, *strides, threshold, OUTLIERS=threshold > 0, MARK=by_row, **tile
+            _quantize[(triton.cdiv(count, launch["ROWS"]),)](
+                *args, *strides, threshold, OUTLIERS=threshold > 0, MARK=by_row, **launch
             )
     return q, absmax
+
+
+def _fitted(launch: dict[str, int], width: int) -> dict[str, int]:
+    """A tile of as many elements that is not wider than the rows are."""
+    columns = min(next_power(width), launch["COLUMNS"])
+    return launch | {"ROWS": launch["ROWS"] * launch["COLUMNS"] // columns, "COLUMNS": columns}
 
 
 def _cleared(q: Tensor, outliers: Tensor, threshold: float) -> Tensor:
@@ -184,15 +182,13 @@ def _multiplied(
     M = row_count(A)
     result = torch.empty(*A.shape[:-1], N, dtype=dtype, device=A.device)
     if result.numel():
-        tile: dict[str, Any] = {"ROWS": FEW, "COLUMNS": 32, "DEPTH": 256}
-        if M > FEW:
-            tile = {"ROWS": 64, "COLUMNS": 128, "DEPTH": 128}
-        grid = triton.cdiv(M, tile["ROWS"]) * triton.cdiv(N, tile["COLUMNS"])
+        launch = tile("int8.multiply", A.device, M)
+        grid = triton.cdiv(M, launch["ROWS"]) * triton.cdiv(N, launch["COLUMNS"])
         args = (result,) * 3 if factors is None else _factors(result, *factors)
         bias = factors is not None and factors[2] is not None
         with on_device(A):
             _multiply[(grid,)](
-                A.contiguous(), B.contiguous(), *args, result, M, N, K, SCALED=factors is not None, BIAS=bias, **tile
+                A.contiguous(), B.contiguous(), *args, result, M, N, K, SCALED=factors is not None, BIAS=bias, **launch
             )
     return result
 
@@ -218,7 +214,7 @@ def _to_even(t):
 @triton.jit
 def _load(A, row, column, count, length, across, along, threshold, OUTLIERS: tl.constexpr):
     """A tile in fp32 with zeros for outliers; where its elements are, which exist, and which are outliers."""
-    element = row[:, None] * across + column[None, :] * along
+    element = (row * across)[:, None] + (column * along)[None, :]
     exist = (row < count)[:, None] & (column < length)[None, :]
     x = tl.load(A + element, mask=exist, other=0.0).to(tl.float32)
     outlier = tl.abs(x) >= threshold
@@ -255,11 +251,12 @@ def _quantize(
 
 @triton.jit
 def _dequantize(A, stats, result, n, width, SIZE: tl.constexpr):
-    element = positions(SIZE)
-    exist = element < n
-    x = tl.load(A + element, mask=exist, other=0).to(tl.float32)
-    scale = tl.load(stats + element // width, mask=exist, other=0.0)
-    tl.store(result + element, tl.div_rn(x * scale, tl.full(x.shape, 127.0, tl.float32)), mask=exist)
+    first, count = share(n, SIZE)
+    element = tl.arange(0, SIZE)
+    exist = element < count
+    x = tl.load(A + first + element, mask=exist, other=0).to(tl.float32)
+    scale = tl.load(stats + (first + element) // width, mask=exist, other=0.0)
+    tl.store(result + first + element, tl.div_rn(x * scale, tl.full(x.shape, 127.0, tl.float32)), mask=exist)
 
 
 @triton.jit
@@ -294,8 +291,9 @@ def _multiply(
     total = tl.zeros((ROWS, COLUMNS), tl.int32)
     for start in range(0, K, DEPTH):
         k = start + tl.arange(0, DEPTH)
-        x = tl.load(A + row[:, None] * K + k[None, :], mask=(row < M)[:, None] & (k < K)[None, :], other=0)
-        weight = tl.load(B + column[None, :] * K + k[:, None], mask=(column < N)[None, :] & (k < K)[:, None], other=0)
+        x = tl.load(A + (row * K)[:, None] + k[None, :], mask=(row < M)[:, None] & (k < K)[None, :], other=0)
+        exist = (column < N)[None, :] & (k < K)[:, None]
+        weight = tl.load(B + (column * K)[None, :] + k[:, None], mask=exist, other=0)
         total = tl.dot(x, weight, total, out_dtype=tl.int32)
     place = row[:, None] * N + column[None, :]
     exist = (row < M)[:, None] & (column < N)[None, :]

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["INTERPRETED", "next_power", "on_device", "positions", "rounded"]
+__all__ = ["INTERPRETED", "next_power", "on_device", "positions", "rounded", "share"]
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
@@ -31,6 +31,16 @@ def next_power(number: int) -> int:
 def positions(SIZE: tl.constexpr):
     """The elements of a program in one dimension, in 64 bits."""
     return tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+
+
+@triton.jit
+def share(n, SIZE: tl.constexpr):
+    """The first element of a program, in 64 bits, and how many there are from it on, at most SIZE.
+
+    What a program adds to its first address fits in 32 bits: half the registers of an address for each element.
+    """
+    first = tl.program_id(0).to(tl.int64) * SIZE
+    return first, tl.minimum(n - first, SIZE).to(tl.int32)
 
 
 @triton.jit

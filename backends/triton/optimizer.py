@@ -21,11 +21,9 @@ from bnb_core.ops_registry.codebooks import decision_table
 from bnb_core.ops_registry.formats import OPTIMIZER_STATES, STATE_BLOCKSIZE
 
 from .blockwise import block_absmax, nearest
-from .launch import on_device, positions, rounded
+from .launch import on_device, rounded, share
 from .reduction import largest_of, sum_of
-
-SIZE = 1024  # elements of a program with fp32 state
-ROWS = 8  # blocks of a program with 8-bit state
+from .tiles import tile
 
 # Rules that are another one with a limited update.
 SAME = {"lamb": "adam", "lars": "momentum"}
@@ -289,7 +287,8 @@ def _update_plain(
 ) -> None:
     """`largest` is what the norm of the update may be, None for `max_unorm` times the parameter's norm."""
     n = p.numel()
-    grid = (triton.cdiv(n, SIZE),)
+    launch = tile("optimizer.plain", p.device)
+    grid = (triton.cdiv(n, launch["SIZE"]),)
     # Squares of the update and of the parameter, summed by each program; then the factor of the limit.
     partials, factor = (
         torch.empty(size, dtype=torch.float32, device=p.device) if max_unorm > 0 else p for size in ((2, *grid), ())
@@ -298,12 +297,12 @@ def _update_plain(
         args = g.contiguous(), out, first, second, partials, factor, n
         if max_unorm > 0:
             if n:
-                _plain[grid](*args, **numbers, MEASURE=True, LIMITED=False, SIZE=SIZE)
+                _plain[grid](*args, **numbers, MEASURE=True, LIMITED=False, **launch)
             unorm = factor if unorm_vec is None else unorm_vec
             own = largest is None
             _limit[(1,)](partials, unorm, factor, *grid, max_unorm if largest is None else largest, OWN=own)
         if n:
-            _plain[grid](*args, **numbers, MEASURE=False, LIMITED=max_unorm > 0, SIZE=SIZE)
+            _plain[grid](*args, **numbers, MEASURE=False, LIMITED=max_unorm > 0, **launch)
 
 
 def _update_blockwise(
@@ -320,15 +319,15 @@ def _update_blockwise(
     if not n:
         return
     blocks = ceil_div(n, STATE_BLOCKSIZE)
+    launch = tile("optimizer.coded", p.device)
     with _contiguous(p, state1, state2, absmax1, absmax2) as (out, first, second, scale1, scale2), on_device(p):
-        _coded[(triton.cdiv(blocks, ROWS),)](
+        _coded[(triton.cdiv(blocks, launch["ROWS"]),)](
             *(g.contiguous(), out, first, second, scale1, scale2, scale1, n, blocks),
             **maps,
             **numbers,
+            **launch,
             STAGE="blocks",
-            ROWS=ROWS,
             BLOCK=STATE_BLOCKSIZE,
-            num_warps=8,
         )
 
 
@@ -346,13 +345,14 @@ def _update_per_tensor(
     if not n:
         return
     blocks = ceil_div(n, STATE_BLOCKSIZE)
-    grid = (triton.cdiv(blocks, ROWS),)
+    launch = tile("optimizer.coded", p.device)
+    grid = (triton.cdiv(blocks, launch["ROWS"]),)
     # Of each moment the largest magnitude, by program and then over all; in the last row whether one is touched.
     partials = torch.empty(4, *grid, dtype=torch.float32, device=p.device)
     scales, before = torch.empty(2, 4, dtype=torch.float32, device=p.device).unbind()
     with _contiguous(p, state1, state2, max1, max2) as (out, first, second, scale1, scale2), on_device(p):
         args = g.contiguous(), out, first, second
-        common = {**maps, **numbers, "ROWS": ROWS, "BLOCK": STATE_BLOCKSIZE, "num_warps": 8}
+        common = {**maps, **numbers, **launch, "BLOCK": STATE_BLOCKSIZE}
         _coded[grid](*args, scale1, scale2, partials, n, blocks, **common, STAGE="measure")
         _scales[(1,)](partials, scales, before, scale1, scale2, *grid, TWO=max2 is not None, SLOW=max1.numel() == 2)
         _coded[grid](*args, before, before[2:], scales, n, blocks, **common, STAGE="encode")
@@ -450,8 +450,10 @@ def _plain(
     MEASURE: tl.constexpr, LIMITED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     TWO: tl.constexpr = RULE == "adam" or RULE == "ademamix"
-    element = positions(SIZE)
-    exist = element < n
+    start, count = share(n, SIZE)
+    element = tl.arange(0, SIZE)
+    exist = element < count
+    g, p, state1, state2 = g + start, p + start, state1 + start, state2 + start
     gradient = tl.load(g + element, mask=exist, other=0.0).to(tl.float32)
     old = tl.load(p + element, mask=exist, other=0.0).to(tl.float32)
     m = tl.load(state1 + element, mask=exist, other=0.0)
@@ -537,14 +539,18 @@ def _coded(
     """STAGE: `blocks`, each with its scale; or with one scale `measure`, which writes `measures`, then `encode`."""
     TWO: tl.constexpr = RULE == "adam" or RULE == "ademamix"
     PER_TENSOR: tl.constexpr = STAGE != "blocks"
-    block = positions(ROWS)
+    start, count = share(n, ROWS * BLOCK)
+    block = tl.arange(0, ROWS)
     element = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    exist = element < n
+    exist = element < count
+    full = block * BLOCK < count
+    g, p, state1, state2 = g + start, p + start, state1 + start, state2 + start
     # Where the scale of a block is, and that of AdEMAMix's slow moment behind it.
     place, behind = block, blocks
     if PER_TENSOR:
         place, behind = tl.zeros_like(block), 1
-    full = block < blocks
+    else:
+        absmax1, absmax2 = absmax1 + start // BLOCK, absmax2 + start // BLOCK
     gradient = tl.load(g + element, mask=exist, other=0.0).to(tl.float32)
     old = tl.load(p + element, mask=exist, other=0.0).to(tl.float32)
     m = _decoded(state1, element, exist, qmap1, entries1, tl.load(absmax1 + place, mask=full, other=0.0)[:, None])

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from bnb_core.ops_registry.formats import GNORM_HISTORY
 
-from .launch import next_power, on_device, positions
+from .launch import next_power, on_device, share
 from .reduction import sum_of
-
-SIZE = 4096  # elements of a program that squares
+from .tiles import tile
 
 
 def percentile_clipping(
@@ -20,12 +19,13 @@ def percentile_clipping(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Writes the squared norm of `grad` to slot `step % 100` of `gnorm_vec`; current norm, clip value and scale."""
     n = grad.numel()
-    programs = triton.cdiv(n, SIZE)
+    launch = tile("statistics.squares", grad.device)
+    programs = triton.cdiv(n, launch["SIZE"])
     partials = torch.empty(programs, dtype=torch.float32, device=grad.device)
     results = [torch.empty((), dtype=torch.float32, device=grad.device) for _ in range(3)]
     with on_device(grad):
         if n:
-            _squares[(programs,)](grad.contiguous(), partials, n, SIZE=SIZE)
+            _squares[(programs,)](grad.contiguous(), partials, n, **launch)
         _clip[(1,)](
             *(partials, gnorm_vec, *results, programs, gnorm_vec.stride(0), step % GNORM_HISTORY, percentile),
             HISTORY=GNORM_HISTORY,
@@ -37,8 +37,9 @@ def percentile_clipping(
 
 @triton.jit
 def _squares(grad, partials, n, SIZE: tl.constexpr):
-    element = positions(SIZE)
-    x = tl.load(grad + element, mask=element < n, other=0.0).to(tl.float32)
+    first, count = share(n, SIZE)
+    element = tl.arange(0, SIZE)
+    x = tl.load(grad + first + element, mask=element < count, other=0.0).to(tl.float32)
     tl.store(partials + tl.program_id(0), tl.sum(x * x, 0))
 
 

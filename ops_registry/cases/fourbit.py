@@ -114,6 +114,10 @@ def gemm_cases(make: Maker) -> Iterator[Case]:
         A, scales = make.normal(3, 64, dtype=dtype), make.absmax(1024, 64)
         A[0, 5], scales[3] = torch.nan, torch.nan
         yield Case(f"{dtype} NaN", (A, make.packed(shape), shape, scales, 64, "nf4"))
+    wide = (72, 192)
+    for count in (40, 130):
+        args = (make.normal(count, 192, dtype=torch.bfloat16), make.packed(wide), wide, make.absmax(72 * 192, 64))
+        yield Case(f"{count} rows", (*args, 64, "nf4", make.normal(72, dtype=torch.bfloat16)))
     for empty in ((0, 64), (4, 0)):
         args = (make.normal(3, empty[1]), make.packed(empty), empty, make.absmax(0, 64), 64, "nf4")
         yield Case(f"empty weight {list(empty)}", args)
@@ -149,6 +153,12 @@ def grouped_cases(make: Maker) -> Iterator[Case]:
     absmax, statistics = _scales(make, wide, 64, True)
     args = (make.normal(40, 1088), make.packed(wide), wide, absmax, 64, "nf4", make.tensor([20, 40], torch.int64))
     yield Case("larger, nested", (*args, None, *statistics))
+    shape_of_many = (2, 72, 192)
+    weight = make.packed(shape_of_many), shape_of_many, make.absmax(2 * 72 * 192, 64), 64, "nf4"
+    ends_of_many, none = make.tensor([70, 129], torch.int64), (None,) * 4
+    yield Case("many rows", (make.normal(130, 192, dtype=torch.bfloat16), *weight, ends_of_many, *none))
+    gradient = make.normal(130, 72, dtype=torch.bfloat16)
+    yield Case("many rows, gradient", (gradient, *weight, ends_of_many, *none, True))
     A, poisoned = make.normal(3, 64), scales.clone()
     A[2, 5], poisoned[3] = torch.nan, torch.nan
     yield Case("NaN", (A, make.packed(shape), shape, poisoned, 64, "nf4", of))

@@ -52,7 +52,7 @@ def activation_cases(make: Maker, thresholds: tuple[float, ...]) -> Iterator[Cas
 
 def _products(make: Maker) -> Iterator[tuple[str, Tensor, Tensor]]:
     shapes: list[tuple[tuple[int, ...], int]] = [((12, 72), 40), ((1, 64), 5), ((2, 3, 33), 7), ((9,), 4)]
-    shapes += [((0, 8), 3), ((3, 8), 0), ((3, 0), 4), ((2, 3000), 3)]
+    shapes += [((0, 8), 3), ((3, 8), 0), ((3, 0), 4), ((2, 3000), 3), ((130, 200), 72)]
     if make.full:
         shapes += [((64, 4096), 33), ((2, LARGEST_K), 2)]
     for shape, columns in shapes:
