@@ -1,6 +1,6 @@
 """Portable GPU kernels in Triton: a library, with no device of its own. The tables of devices take their rows here.
 
-`rows("xpu")` are those of a device. With TRITON_INTERPRET=1 the CPU has them too, and Triton interprets them: for tests.
+`rows("xpu")` are those of a device. With TRITON_INTERPRET=1 the CPU has them too, interpreted by Triton: for tests.
 """
 
 from __future__ import annotations
