@@ -10,7 +10,7 @@ from pathlib import Path
 from bnb_core.ops_registry.codebooks import FOUR_BIT, as_table
 from bnb_core.ops_registry.formats import QUANT_TYPES
 
-TARGET = Path(__file__).parents[1] / "backends" / "cpu" / "csrc" / "fourbit" / "codebooks.h"
+TARGET = Path(__file__).parents[1] / "native" / "codebooks.h"
 
 HEAD = """// Made from ops_registry/codebooks.py by `python ci/native_tables.py`.
 #pragma once

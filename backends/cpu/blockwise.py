@@ -7,8 +7,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from bnb_core.ops_registry.memory import NAMES, filled, new_like, writable
+
 from .levels import at_each_level
-from .memory import NAMES, filled, new_like, writable
 
 
 class Blockwise:

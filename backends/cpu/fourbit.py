@@ -12,11 +12,11 @@ from torch import Tensor
 from bnb_core.ops_registry.checks import ceil_div
 from bnb_core.ops_registry.formats import NESTED_BLOCKSIZE, as_bytes
 from bnb_core.ops_registry.groups import group_rows
+from bnb_core.ops_registry.memory import NAMES, address, contiguous, filled, new_tensor, writable
 from bnb_core.ops_registry.precision import full_fp32
 
 from .blockwise import Blockwise
 from .levels import at_each_level
-from .memory import NAMES, address, contiguous, filled, new_tensor, writable
 
 
 class FourBit:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bnb_core.ops_registry.formats import ParameterLists
+from bnb_core.ops_registry.memory import NAMES
 
 from .levels import at_each_level
-from .memory import NAMES
 
 
 class Addresses:

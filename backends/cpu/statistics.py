@@ -7,8 +7,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from bnb_core.ops_registry.memory import NAMES
+
 from .levels import at_each_level
-from .memory import NAMES
 
 
 class Statistics:

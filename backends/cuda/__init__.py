@@ -1,18 +1,41 @@
-"""Kernels for NVIDIA GPUs, and AMD's by the same device key: the portable ones in Triton."""
+"""Kernels for NVIDIA GPUs in CUDA C++, where they were built, and for these and AMD's the portable ones in Triton."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
 
 import torch
 
-from bnb_core.ops_registry import BackendUnavailable
+from bnb_core.ops_registry import BackendUnavailable, Kernel
 
 from .. import triton
 
 API_VERSION = 1
 
-KERNELS = triton.rows("cuda")
+# Family → its operators.
+OPS = {
+    "blockwise": ("quantize_blockwise", "dequantize_blockwise"),
+}
 
 
 def is_available() -> bool:
-    """True where torch finds a GPU and Triton is installed; raises BackendUnavailable where not."""
+    """True where torch finds a GPU and there are kernels; raises BackendUnavailable where not."""
     if not torch.cuda.is_available():
         raise BackendUnavailable("torch finds no CUDA or ROCm GPU")
-    return triton.is_available()
+    return _is_built() or triton.is_available()
+
+
+def _is_built() -> bool:
+    return torch.version.cuda is not None and find_spec("._native", __package__) is not None
+
+
+def rows(kernels: str = ".kernels", device: str = "cuda", name: str = "cuda/native") -> tuple[Kernel, ...]:
+    """The native rows: their functions are in attributes of the module `kernels`, one for each family."""
+    return tuple(
+        Kernel(op=op, device=device, name=name, fn=f"{kernels}:{family}.{op}")
+        for family, ops in OPS.items()
+        for op in ops
+    )
+
+
+KERNELS = (rows() if _is_built() else ()) + triton.rows("cuda")

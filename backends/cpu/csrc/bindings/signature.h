@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "dlpack.h"
-#include "function.h"
+#include "native/function.h"
 
 namespace bnb_core {
 

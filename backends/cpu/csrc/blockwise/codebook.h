@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-#include "../dtype.h"
+#include "native/dtype.h"
 
 namespace bnb_core::BNB_LEVEL {
 

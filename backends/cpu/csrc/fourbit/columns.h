@@ -11,7 +11,7 @@
 #pragma once
 
 #include "../simd/simd.h"
-#include "codebooks.h"
+#include "native/codebooks.h"
 
 #if defined(__AVX512F__)
 #include "columns_avx512.h"

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../simd/simd.h"
-#include "codebooks.h"
+#include "native/codebooks.h"
 
 namespace bnb_core::BNB_LEVEL {
 

@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "../dtype.h"
-#include "codebooks.h"
+#include "native/dtype.h"
+#include "native/codebooks.h"
 
 namespace bnb_core {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../dtype.h"
+#include "native/dtype.h"
 
 namespace bnb_core {
 

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "../dtype.h"
+#include "native/dtype.h"
 
 namespace bnb_core {
 

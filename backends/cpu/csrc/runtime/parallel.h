@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../level.h"
+#include "native/inline.h"
 
 namespace bnb_core {
 

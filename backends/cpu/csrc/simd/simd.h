@@ -28,7 +28,7 @@
 
 #include <cstdint>
 
-#include "../dtype.h"
+#include "native/dtype.h"
 
 #if defined(__AVX512F__)
 #include "avx512.h"

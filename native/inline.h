@@ -1,9 +1,12 @@
-// Kernels are compiled once for each level (instruction set), into the namespace bnb_core::BNB_LEVEL with that level's
-// compiler flags. What such a file defines must stand in that namespace, or be BNB_INLINE: an ordinary inline function
-// shared with other files may be kept by the linker in its AVX form and then run on a CPU without it.
+// Kernels for CPUs are compiled once for each level (instruction set), into the namespace bnb_core::BNB_LEVEL with that
+// level's compiler flags. What such a file defines must stand in that namespace, or be BNB_INLINE: an ordinary inline
+// function shared with other files may be kept by the linker in its AVX form and then run on a CPU without it.
 #pragma once
 
-#if defined(_MSC_VER)
+#if defined(__CUDACC__)
+#define BNB_INLINE __host__ __device__ __forceinline__
+#define BNB_LAMBDA_INLINE
+#elif defined(_MSC_VER)
 #define BNB_INLINE __forceinline
 #define BNB_LAMBDA_INLINE
 #else

@@ -4,7 +4,12 @@
 #include <cstdint>
 #include <cstring>
 
-#include "level.h"
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+#include "native/inline.h"
 
 namespace bnb_core {
 
@@ -71,12 +76,18 @@ BNB_INLINE float convert<float>(float value) {
 
 template <>
 BNB_INLINE float16 convert<float16>(float value) {
+#ifdef __CUDA_ARCH__
+    return {__half_as_ushort(__float2half_rn(value))};
+#endif
     const std::uint32_t bits = bits_of(value);
     return {static_cast<std::uint16_t>(((bits >> 16) & 0x8000u) | detail::float16_magnitude(bits & 0x7FFFFFFFu))};
 }
 
 template <>
 BNB_INLINE bfloat16 convert<bfloat16>(float value) {
+#ifdef __CUDA_ARCH__
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+#endif
     const std::uint32_t bits = bits_of(value);
     return {static_cast<std::uint16_t>(((bits >> 16) & 0x8000u) | detail::bfloat16_magnitude(bits & 0x7FFFFFFFu))};
 }
@@ -87,6 +98,9 @@ BNB_INLINE float to_float(float value) { return value; }
 BNB_INLINE float to_float(bfloat16 value) { return float_of(static_cast<std::uint32_t>(value.bits) << 16); }
 
 BNB_INLINE float to_float(float16 value) {
+#ifdef __CUDA_ARCH__
+    return __half2float(__ushort_as_half(value.bits));
+#endif
     const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
     const std::uint32_t magnitude = value.bits & 0x7FFFu;
     if (magnitude < 0x0400u) {  // subnormal: an integer times 2^-24
@@ -103,6 +117,9 @@ struct Type {
 };
 
 // Calls visitor(Type<T>{}) for the C++ type T of a dtype.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
 template <class Visitor>
 BNB_INLINE void visit(DType dtype, Visitor&& visitor) {
     switch (dtype) {

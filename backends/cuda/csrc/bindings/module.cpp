@@ -1,0 +1,6 @@
+#include "bindings.h"
+
+PYBIND11_MODULE(BNB_MODULE, m, py::mod_gil_not_used()) {
+    m.doc() = "Kernels of bnb_core for NVIDIA GPUs.";
+    bnb_core::bind_blockwise(m);
+}

@@ -1,0 +1,63 @@
+// Devices and errors, for the host.
+#pragma once
+
+#ifdef BNB_FIBERS
+
+#include "tests/fibers/fibers.h"
+
+#else
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "stream.h"
+
+namespace bnb_core {
+
+inline void check(cudaError_t error, const char* what) {
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // a later call must not report it again
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+// Makes a device the current one of this thread for as long as it lives.
+class DeviceGuard {
+  public:
+    explicit DeviceGuard(int device) {
+        check(cudaGetDevice(&before_), "cudaGetDevice");
+        if (before_ == device) return;
+        check(cudaSetDevice(device), "cudaSetDevice");
+        changed_ = true;
+    }
+    ~DeviceGuard() {
+        if (changed_) cudaSetDevice(before_);
+    }
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+  private:
+    int before_ = 0;
+    bool changed_ = false;
+};
+
+// Multiprocessors of the current device.
+inline int processors() {
+    int device = 0, count = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    return count;
+}
+
+// Blocks that each work on several parts: so many that the current device is full, and no more than there are parts.
+inline std::int64_t resident(std::int64_t parts) {
+    constexpr std::int64_t kEach = 8;  // of 256 threads that a multiprocessor holds
+    const int count = processors();
+    return parts < count * kEach ? parts : count * kEach;
+}
+
+}  // namespace bnb_core
+
+#endif

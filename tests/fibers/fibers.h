@@ -1,0 +1,251 @@
+// CUDA kernels on the CPU, for tests without a GPU: the threads of a block are fibers that one thread runs in turn,
+// until all of them wait at the same barrier. Blocks run one after the other. Of CUDA there is what the kernels use.
+//
+// A barrier that some threads never reach is an error, and so is a shuffle that not all lanes of its mask join.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../../backends/cuda/csrc/stream.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __shared__ static
+#define __forceinline__ inline
+#define __restrict__
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+};
+struct uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+inline thread_local dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+namespace bnb_core {
+
+namespace fibers {
+
+constexpr int kWarp = 32;
+constexpr std::size_t kStack = 1 << 16;
+
+class Block {
+  public:
+    static Block*& current() {
+        static thread_local Block* block = nullptr;
+        return block;
+    }
+
+    Block(int threads, const std::function<void()>& body) : body_(body), fibers_(threads) {
+        const int warps = (threads + kWarp - 1) / kWarp;
+        slots_.resize(static_cast<std::size_t>(warps) * kWarp);
+        for (int i = 0; i < threads; ++i) {
+            Fiber& fiber = fibers_[i];
+            fiber.stack = std::make_unique<char[]>(kStack);
+            getcontext(&fiber.context);
+            fiber.context.uc_stack.ss_sp = fiber.stack.get();
+            fiber.context.uc_stack.ss_size = kStack;
+            fiber.context.uc_link = &scheduler_;
+            makecontext(&fiber.context, &Block::enter, 0);
+        }
+    }
+
+    void run() {
+        current() = this;
+        while (true) {
+            bool ran = false, left = false;
+            for (std::size_t i = 0; i < fibers_.size(); ++i) {
+                Fiber& fiber = fibers_[i];
+                left = left || !fiber.done;
+                if (fiber.done || fiber.waits != Nothing) continue;
+                ran = true;
+                running_ = i;
+                threadIdx.x = static_cast<unsigned>(i);
+                swapcontext(&scheduler_, &fiber.context);
+            }
+            if (!left) return;
+            if (!release() && !ran) throw std::runtime_error("fibers: not all threads reach a barrier");
+        }
+    }
+
+    void wait_for_block() { wait(ForBlock); }
+
+    // What each lane gives, seen by all of its warp.
+    template <class T>
+    const T* exchange(T value) {
+        static_assert(sizeof(T) <= sizeof(Slot));
+        const std::size_t mine = running_;
+        std::memcpy(&slots_[mine], &value, sizeof value);
+        wait(ForWarp);
+        const std::size_t first = mine / kWarp * kWarp;
+        T* seen = reinterpret_cast<T*>(fibers_[mine].seen);
+        static_assert(sizeof(T) * kWarp <= sizeof(fibers_[mine].seen));
+        for (int lane = 0; lane < kWarp; ++lane) std::memcpy(seen + lane, &slots_[first + lane], sizeof(T));
+        wait(ForWarp);
+        return seen;
+    }
+
+  private:
+    enum Wait { Nothing, ForBlock, ForWarp };
+    struct Slot {
+        alignas(16) char bytes[32];
+    };
+    struct Fiber {
+        ucontext_t context;
+        std::unique_ptr<char[]> stack;
+        Wait waits = Nothing;
+        bool done = false;
+        alignas(16) char seen[32 * kWarp];
+    };
+
+    static void enter() {
+        Block& block = *current();
+        block.body_();
+        block.fibers_[block.running_].done = true;
+    }
+
+    void wait(Wait what) {
+        const std::size_t mine = running_;
+        fibers_[mine].waits = what;
+        swapcontext(&fibers_[mine].context, &scheduler_);
+    }
+
+    // Lets those go on all of whose like wait.
+    bool release() {
+        bool any = release(0, fibers_.size(), ForBlock);
+        for (std::size_t i = 0; i < fibers_.size(); i += kWarp) {
+            any = release(i, std::min(fibers_.size(), i + kWarp), ForWarp) || any;
+        }
+        return any;
+    }
+
+    bool release(std::size_t begin, std::size_t end, Wait what) {
+        bool any = false;
+        for (std::size_t i = begin; i < end; ++i) {
+            if (fibers_[i].done) continue;
+            if (fibers_[i].waits != what) return false;
+            any = true;
+        }
+        for (std::size_t i = begin; i < end; ++i) fibers_[i].waits = Nothing;
+        return any;
+    }
+
+    const std::function<void()>& body_;
+    std::vector<Fiber> fibers_;
+    std::vector<Slot> slots_;
+    ucontext_t scheduler_;
+    std::size_t running_ = 0;
+};
+
+inline int lane() { return static_cast<int>(threadIdx.x % kWarp); }
+
+}  // namespace fibers
+
+struct DeviceGuard {
+    explicit DeviceGuard(int) {}
+};
+
+// Few, so that blocks work on several parts.
+inline std::int64_t resident(std::int64_t parts) { return std::min<std::int64_t>(parts, 2); }
+
+template <class... Parameters, class... Arguments>
+void launch(const char*, void (*kernel)(Parameters...), std::int64_t blocks, int threads, Stream, Arguments... args) {
+    gridDim = {static_cast<unsigned>(blocks), 1, 1};
+    blockDim = {static_cast<unsigned>(threads), 1, 1};
+    const std::function<void()> body = [&] { kernel(static_cast<Parameters>(args)...); };
+    for (std::int64_t i = 0; i < blocks; ++i) {
+        blockIdx = {static_cast<unsigned>(i), 0, 0};
+        fibers::Block(threads, body).run();
+    }
+}
+
+}  // namespace bnb_core
+
+inline void __syncthreads() { bnb_core::fibers::Block::current()->wait_for_block(); }
+inline void __syncwarp(unsigned = 0xFFFFFFFFu) { bnb_core::fibers::Block::current()->exchange(0); }
+
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+    return bnb_core::fibers::Block::current()->exchange(value)[from % 32];
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    const int lane = bnb_core::fibers::lane();
+    return bnb_core::fibers::Block::current()->exchange(value)[lane ^ mask];
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned distance) {
+    const int from = bnb_core::fibers::lane() + static_cast<int>(distance);
+    const T* all = bnb_core::fibers::Block::current()->exchange(value);
+    return from < 32 ? all[from] : value;
+}
+inline unsigned __ballot_sync(unsigned, int predicate) {
+    const int* all = bnb_core::fibers::Block::current()->exchange(predicate);
+    unsigned found = 0;
+    for (int i = 0; i < 32; ++i) found |= static_cast<unsigned>(all[i] != 0) << i;
+    return found;
+}
+inline int __syncthreads_or(int predicate) {
+    static int found;
+    found = 0;
+    __syncthreads();
+    if (predicate) found = 1;
+    __syncthreads();
+    const int result = found;
+    __syncthreads();
+    return result;
+}
+
+template <class T>
+T __ldg(const T* p) {
+    return *p;
+}
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline int __float2int_rn(float a) { return static_cast<int>(std::nearbyint(a)); }
+inline std::uint32_t __float_as_uint(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+inline float __uint_as_float(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+inline int __dp4a(int a, int b, int c) {
+    for (int i = 0; i < 32; i += 8) c += static_cast<std::int8_t>(a >> i) * static_cast<std::int8_t>(b >> i);
+    return c;
+}
+inline int atomicOr(int* place, int value) { return std::exchange(*place, *place | value); }
+inline int atomicMax(int* place, int value) { return std::exchange(*place, std::max(*place, value)); }
