@@ -11,7 +11,7 @@ if __name__ != "bnb_core.ops_registry":
 
 from . import ops
 from .cases import BadCase, Case
-from .choosing import FallbackError, FallbackWarning, devices, kernel_counts, reset_kernel_counts
+from .choosing import FallbackError, FallbackWarning, available_devices, devices, kernel_counts, reset_kernel_counts
 from .discovery import API_VERSION, BackendRecord, BackendUnavailable, backends, discover
 from .dispatch import define_all, register_kernels, unregister_kernel
 from .explain import chosen_kernel, explain
@@ -41,6 +41,7 @@ __all__ = [
     "PagedMemory",
     "QUANT_TYPES",
     "Tolerance",
+    "available_devices",
     "backends",
     "chosen_kernel",
     "compare",

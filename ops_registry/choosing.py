@@ -12,6 +12,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from .kernels import Kernel, kernels_for, rows
 from .op import NAMESPACE, Op
 from .settings import settings
@@ -21,6 +23,7 @@ __all__ = [
     "FallbackError",
     "FallbackWarning",
     "Plan",
+    "available_devices",
     "devices",
     "forced_kernel",
     "kernel_counts",
@@ -150,3 +153,22 @@ def reset_kernel_counts() -> None:
 def devices() -> tuple[str, ...]:
     """Device types that have kernels of their own."""
     return tuple(dict.fromkeys(kernel.device for kernel in rows() if not kernel.is_reference))
+
+
+def available_devices() -> list[str]:
+    """Device types that can compute here: the cpu, the accelerator that torch sees, and those of the kernel table.
+
+    The reference runs on each of them.
+    """
+    found = ["cpu"]
+    if torch.accelerator.is_available() and (accelerator := torch.accelerator.current_accelerator()) is not None:
+        found.append(accelerator.type)
+    return list(dict.fromkeys([*found, *filter(_is_available, devices())]))
+
+
+def _is_available(device: str) -> bool:
+    try:
+        module = torch.get_device_module(device)
+    except RuntimeError:  # torch knows no such device until its vendor's package is imported
+        return False
+    return bool(getattr(module, "is_available", lambda: False)())

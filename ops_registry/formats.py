@@ -20,6 +20,8 @@ NESTED_BLOCKSIZE = 256
 
 # 131071 products of 128 * 128 are the most that int32 holds.
 LARGEST_K = 131071
+# A sum of 1024 products of int8 numbers is at most 2^24: fp32 holds it, and every partial sum, exactly.
+EXACT_K = 1024
 
 # Gradient norms that percentile clipping remembers.
 GNORM_HISTORY = 100

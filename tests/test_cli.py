@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 import bnb_core
 from bnb_core import cli, ops_registry
 from bnb_core.cli.check import TRIALS, check_device
-from bnb_core.cli.console import available_devices, byte_count
+from bnb_core.cli.console import byte_count
+from bnb_core.ops_registry import available_devices
 
 HERE = ", ".join(available_devices())
 WEIGHT = "model.layers.0.mlp.up_proj.weight"

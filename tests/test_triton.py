@@ -60,7 +60,7 @@ def test_rows_are_of_operators_and_named_after_the_device() -> None:
 def test_devices_take_their_rows_and_are_unavailable_without_hardware(device: str) -> None:
     (record,) = (record for record in backends() if record.name == device)
     if torch.get_device_module(device).is_available():
-        assert record.status == "loaded" and {row.name for row in record.kernels} == {f"{device}/triton"}
+        assert record.status == "loaded" and f"{device}/triton" in {row.name for row in record.kernels}
     else:
         assert (record.status, record.kernels) == ("unavailable", ()) and "torch finds no" in record.reason
 

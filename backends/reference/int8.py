@@ -12,12 +12,10 @@ from typing import Any
 
 import torch
 
+from bnb_core.ops_registry.formats import EXACT_K
 from bnb_core.ops_registry.precision import fp32_product
 
 from .blockwise import CHUNK, finite_or_nan
-
-# A sum of 1024 products of int8 numbers is at most 2**24: fp32 holds it, and every partial sum, exactly.
-EXACT_K = 1024
 
 # Stands for 1 / 127**2, that is 6.200012e-05: the public package has this on a CPU, 2e-5 more, and is followed.
 PRODUCT_SCALE = 6.200124e-05

@@ -7,8 +7,9 @@ import argparse
 from rich.text import Text
 
 from bnb_core.conformance import ScenarioTrial, end_to_end
+from bnb_core.ops_registry import available_devices
 
-from .console import available_devices, console
+from .console import console
 
 __all__ = ["TRIALS", "add_arguments", "check_device", "run"]
 

@@ -27,10 +27,10 @@ from bnb_core.conformance import (
     operators_of,
     times,
 )
-from bnb_core.ops_registry import OPS, kernels_for
+from bnb_core.ops_registry import OPS, available_devices, kernels_for
 from bnb_core.ops_registry.cases import Level
 
-from .console import CommandError, available_devices, console
+from .console import CommandError, console
 
 __all__ = ["add_arguments", "run"]
 

@@ -9,9 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bnb_core.ops_registry import devices
+from bnb_core.ops_registry import available_devices
 
-__all__ = ["CommandError", "available_devices", "byte_count", "console", "device_of", "facts", "table"]
+__all__ = ["CommandError", "byte_count", "console", "device_of", "facts", "table"]
 
 _WIDTH_OF_FILES = 120  # of output that goes to a file or a pipe
 
@@ -48,14 +48,6 @@ def table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
-def available_devices() -> list[str]:
-    """Device types that can compute here: the cpu, the accelerator that torch sees, and those of the kernel table."""
-    found = ["cpu"]
-    if torch.accelerator.is_available() and (accelerator := torch.accelerator.current_accelerator()) is not None:
-        found.append(accelerator.type)
-    return list(dict.fromkeys([*found, *filter(_is_available, devices())]))
-
-
 def device_of(name: str, *, here: bool = True) -> torch.device:
     """The device of an option. Raises CommandError for no device's name and, where `here`, for one that is not here."""
     try:
@@ -71,14 +63,6 @@ def device_of(name: str, *, here: bool = True) -> torch.device:
 
 def _count(device: str) -> int:
     return int(getattr(torch.get_device_module(device), "device_count", lambda: 1)())
-
-
-def _is_available(device: str) -> bool:
-    try:
-        module = torch.get_device_module(device)
-    except RuntimeError:  # torch knows no such device until its vendor's package is imported
-        return False
-    return bool(getattr(module, "is_available", lambda: False)())
 
 
 def byte_count(count: float) -> str:

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from bnb_core._version import __version__
-from bnb_core.ops_registry import OPS, Kernel, backends, devices, kernels_for
+from bnb_core.ops_registry import OPS, Kernel, available_devices, backends, devices, kernels_for
 from bnb_core.ops_registry.choosing import forced_kernel
 from bnb_core.ops_registry.settings import settings
 
-from .console import available_devices, console, facts, table
+from .console import console, facts, table
 
 __all__ = ["add_arguments", "run"]
 

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import torch
-
-from bnb_core.ops_registry import devices
+from bnb_core.ops_registry import available_devices
 
 from . import (
     _ops,  # noqa: F401  defines torch.ops.bitsandbytes
@@ -45,10 +43,12 @@ __all__ = [
 features = {"multi_backend"}
 
 
-def _supported() -> set[str]:
-    """Devices with kernels of their own, and the accelerator of this machine, which has the reference at least."""
-    accelerator = torch.accelerator.current_accelerator()
-    return {"cpu", *devices()} | ({accelerator.type} if accelerator else set())
+# The types of this machine's devices. Quantized layers run on each of them, on the reference where there are no kernels.
+# Made anew at each reading, since a vendor's package may be imported later.
+supported_torch_devices: set[str]
 
 
-supported_torch_devices = _supported()
+def __getattr__(name: str) -> set[str]:
+    if name == "supported_torch_devices":
+        return set(available_devices())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
