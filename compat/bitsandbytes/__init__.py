@@ -43,7 +43,7 @@ __all__ = [
 features = {"multi_backend"}
 
 
-# The types of this machine's devices. Quantized layers run on each of them, on the reference where there are no kernels.
+# The types of this machine's devices: quantized layers run on each, on the reference where there are no kernels.
 # Made anew at each reading, since a vendor's package may be imported later.
 supported_torch_devices: set[str]
 

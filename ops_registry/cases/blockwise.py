@@ -84,7 +84,7 @@ def bad_quantize(make: Maker) -> Iterator[BadCase]:
     yield BadCase("blocksize 0", (A, code, 0), "blocksize is 0, expected at least 1")
     yield BadCase("blocksize -64", (A, code, -64), "blocksize is -64, expected at least 1")
     yield BadCase(
-        "device", (A, code.to("meta"), 64), f"code is on meta, expected {A.device}|expected meta as the other"
+        "device", (A, code.to("meta"), 64), "is on .*, expected .* as the other tensors"
     )
 
 
