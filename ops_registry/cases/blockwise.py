@@ -83,9 +83,7 @@ def bad_quantize(make: Maker) -> Iterator[BadCase]:
     yield BadCase("empty code", (A, make.normal(0), 64), "code has 0 entries, expected 1 to 256")
     yield BadCase("blocksize 0", (A, code, 0), "blocksize is 0, expected at least 1")
     yield BadCase("blocksize -64", (A, code, -64), "blocksize is -64, expected at least 1")
-    yield BadCase(
-        "device", (A, code.to("meta"), 64), "is on .*, expected .* as the other tensors"
-    )
+    yield BadCase("device", (A, code.to("meta"), 64), "is on .*, expected .* as the other tensors")
 
 
 def bad_dequantize(make: Maker) -> Iterator[BadCase]:
