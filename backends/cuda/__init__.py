@@ -15,6 +15,10 @@ API_VERSION = 1
 # Family → its operators.
 OPS = {
     "blockwise": ("quantize_blockwise", "dequantize_blockwise"),
+    "int8": (
+        *("int8_vectorwise_quant", "int8_vectorwise_quant_mask", "int8_vectorwise_dequant", "int8_double_quant"),
+        *("int8_mm", "int8_mm_dequant", "int8_scaled_mm", "int8_mixed_scaled_mm", "int8_linear"),
+    ),
 }
 
 

@@ -247,5 +247,6 @@ inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 32; i += 8) c += static_cast<std::int8_t>(a >> i) * static_cast<std::int8_t>(b >> i);
     return c;
 }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int atomicOr(int* place, int value) { return std::exchange(*place, *place | value); }
 inline int atomicMax(int* place, int value) { return std::exchange(*place, std::max(*place, value)); }

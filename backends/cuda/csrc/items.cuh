@@ -18,15 +18,22 @@ bool aligned(const P*... pointers) {
     return ((reinterpret_cast<std::uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
-// Elements begin ... of n as fp32, zeros after the last. WIDE: they are all there, and aligned.
+// Elements begin ... of n as they are, zeros after the last. wide: they are aligned.
+template <int COUNT, class T>
+__device__ __forceinline__ Items<T, COUNT> read(const T* from, std::int64_t begin, std::int64_t n, bool wide) {
+    if (wide && begin + COUNT <= n) return *reinterpret_cast<const Items<T, COUNT>*>(from + begin);
+    Items<T, COUNT> found = {};
+    for (int i = 0; i < COUNT; ++i) {
+        if (begin + i < n) found.of[i] = from[begin + i];
+    }
+    return found;
+}
+
+// The same as fp32.
 template <int COUNT, class T>
 __device__ __forceinline__ void read(const T* from, std::int64_t begin, std::int64_t n, bool wide, float (&to)[COUNT]) {
-    if (wide && begin + COUNT <= n) {
-        const auto found = *reinterpret_cast<const Items<T, COUNT>*>(from + begin);
-        for (int i = 0; i < COUNT; ++i) to[i] = to_float(found.of[i]);
-    } else {
-        for (int i = 0; i < COUNT; ++i) to[i] = begin + i < n ? to_float(from[begin + i]) : 0.0f;
-    }
+    const auto found = read<COUNT>(from, begin, n, wide);
+    for (int i = 0; i < COUNT; ++i) to[i] = to_float(found.of[i]);
 }
 
 // The elements that exist, in their type.

@@ -23,11 +23,7 @@ __global__ void __launch_bounds__(kThreads)
         float scales[kRuns];
         for (int r = 0; r < kRuns; ++r) {
             const std::int64_t at = begin + r * kTile;
-            if (wide && at + kItems <= n) {
-                codes[r] = *reinterpret_cast<const Items<std::uint8_t, kItems>*>(A + at);
-            } else {
-                for (int i = 0; i < kItems; ++i) codes[r].of[i] = at + i < n ? A[at + i] : 0;
-            }
+            codes[r] = read<kItems>(A, at, n, wide);
             scales[r] = whole && at < n ? absmax[at / blocksize] : 0.0f;
         }
         for (int r = 0; r < kRuns; ++r) {
