@@ -15,12 +15,12 @@ from .streams import place
 
 
 class _Outliers(NamedTuple):
-    """Outlier columns of A and of the weight; `count` [1] stands on the device. See csrc/int8/int8_mm_dequant.h."""
+    """Outlier columns of A and of the weight; `number` [1] of them stands on the device. See csrc/int8/int8_mm_dequant.h."""
 
     A: Tensor
     weight: Tensor
     columns: Tensor
-    count: Tensor
+    number: Tensor
     rounded: bool
 
 
@@ -162,7 +162,7 @@ class Int8:
     ) -> Tensor:
         result = new_like(sums, dtype)
         row_stats, col_stats, bias = row_stats.contiguous(), col_stats.contiguous(), contiguous(bias)
-        of = (0, 0, 0, 0, 0, False)
+        of: tuple[int, ...] = (0, 0, 0, 0, 0, False)
         if outliers is not None:
             addresses = (tensor.data_ptr() for tensor in outliers[:4])
             of = (*addresses, outliers.A.shape[-1], outliers.rounded)

@@ -155,10 +155,10 @@ def grouped_cases(make: Maker) -> Iterator[Case]:
     yield Case("larger, nested", (*args, None, *statistics))
     shape_of_many = (2, 72, 192)
     weight = make.packed(shape_of_many), shape_of_many, make.absmax(2 * 72 * 192, 64), 64, "nf4"
-    ends_of_many, none = make.tensor([70, 129], torch.int64), (None,) * 4
-    yield Case("many rows", (make.normal(130, 192, dtype=torch.bfloat16), *weight, ends_of_many, *none))
+    ends_of_many = make.tensor([70, 129], torch.int64)
+    yield Case("many rows", (make.normal(130, 192, dtype=torch.bfloat16), *weight, ends_of_many))
     gradient = make.normal(130, 72, dtype=torch.bfloat16)
-    yield Case("many rows, gradient", (gradient, *weight, ends_of_many, *none, True))
+    yield Case("many rows, gradient", (gradient, *weight, ends_of_many, *(None,) * 4, True))
     A, poisoned = make.normal(3, 64), scales.clone()
     A[2, 5], poisoned[3] = torch.nan, torch.nan
     yield Case("NaN", (A, make.packed(shape), shape, poisoned, 64, "nf4", of))

@@ -7,6 +7,8 @@
 
 #else
 
+#include <tuple>
+
 #include "runtime.h"
 
 namespace bnb_core {
@@ -16,8 +18,15 @@ template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), std::int64_t blocks, int threads, Stream stream,
             Arguments... args) {
     if (blocks == 0) return;
-    kernel<<<static_cast<unsigned>(blocks), threads, 0, stream> > >(static_cast<Parameters>(args)...);
-    check(cudaGetLastError(), name);
+    std::tuple<Parameters...> values(static_cast<Parameters>(args)...);
+    std::apply(
+        [&](auto&... value) {
+            void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))...};
+            check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                                   dim3(threads), pointers, 0, stream),
+                  name);
+        },
+        values);
 }
 
 }  // namespace bnb_core
