@@ -16,13 +16,13 @@ from pathlib import Path
 def main(folder: Path, command: list[str]) -> int:
     """Runs a command of CMake, unless folder has what the same one made of the same sources.
 
-    What is not in `backends/` (the headers of Python and pybind11) is that of the whole test session.
+    What is not in `backends/` and `native/` (the headers of Python and pybind11) is that of the whole test session.
     """
     if "-c" not in command or "-o" not in command:
         return subprocess.call(command)
     out, tree = command[command.index("-o") + 1], command[-1].rpartition("/backends/")[0]
     key = hashlib.sha256(" ".join(command).replace(tree, "").encode())
-    for source in sorted(Path(tree, "backends").glob("*/csrc/**/*.*")):
+    for source in sorted([*Path(tree, "backends").glob("*/csrc/**/*.*"), *Path(tree, "native").glob("*.h")]):
         key.update(source.read_bytes())
     kept = folder / key.hexdigest()
     if kept.exists():

@@ -26,10 +26,11 @@ def is_available() -> bool:
     """True where torch finds a GPU and there are kernels; raises BackendUnavailable where not."""
     if not torch.cuda.is_available():
         raise BackendUnavailable("torch finds no CUDA or ROCm GPU")
-    return _is_built() or triton.is_available()
+    return is_built() or triton.is_available()
 
 
-def _is_built() -> bool:
+def is_built() -> bool:
+    """Whether the native module is there, and torch is for NVIDIA GPUs."""
     return torch.version.cuda is not None and find_spec("._native", __package__) is not None
 
 
@@ -42,4 +43,4 @@ def rows(kernels: str = ".kernels", device: str = "cuda", name: str = "cuda/nati
     )
 
 
-KERNELS = (rows() if _is_built() else ()) + triton.rows("cuda")
+KERNELS = (rows() if is_built() else ()) + triton.rows("cuda")

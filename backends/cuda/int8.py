@@ -15,7 +15,7 @@ from .streams import place
 
 
 class _Outliers(NamedTuple):
-    """Outlier columns of A and of the weight; `number` [1] of them stands on the device. See csrc/int8/int8_mm_dequant.h."""
+    """Outlier columns of A and of the weight, `number` [1] of them: see csrc/int8/int8_mm_dequant.h."""
 
     A: Tensor
     weight: Tensor
@@ -162,6 +162,8 @@ class Int8:
     ) -> Tensor:
         result = new_like(sums, dtype)
         row_stats, col_stats, bias = row_stats.contiguous(), col_stats.contiguous(), contiguous(bias)
+        if bias is not None and bias.dtype != dtype:
+            bias = bias.float()
         of: tuple[int, ...] = (0, 0, 0, 0, 0, False)
         if outliers is not None:
             addresses = (tensor.data_ptr() for tensor in outliers[:4])

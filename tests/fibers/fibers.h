@@ -67,9 +67,8 @@ class Block {
         slots_.resize(static_cast<std::size_t>(warps) * kWarp);
         for (int i = 0; i < threads; ++i) {
             Fiber& fiber = fibers_[i];
-            fiber.stack = std::make_unique<char[]>(kStack);
             getcontext(&fiber.context);
-            fiber.context.uc_stack.ss_sp = fiber.stack.get();
+            fiber.context.uc_stack.ss_sp = stack(i);
             fiber.context.uc_stack.ss_size = kStack;
             fiber.context.uc_link = &scheduler_;
             makecontext(&fiber.context, &Block::enter, 0);
@@ -118,11 +117,17 @@ class Block {
     };
     struct Fiber {
         ucontext_t context;
-        std::unique_ptr<char[]> stack;
         Wait waits = Nothing;
         bool done = false;
         alignas(16) char seen[32 * kWarp];
     };
+
+    // Kept for the blocks to come.
+    static char* stack(std::size_t i) {
+        static thread_local std::vector<std::unique_ptr<char[]>> stacks;
+        while (stacks.size() <= i) stacks.push_back(std::make_unique<char[]>(kStack));
+        return stacks[i].get();
+    }
 
     static void enter() {
         Block& block = *current();

@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "../items.cuh"
 #include "../warp.cuh"
 #include "int8_mm_dequant.h"
@@ -132,15 +134,17 @@ void int8_mm_dequant(const std::int32_t* sums, const float* row_stats, const flo
     const bool wide = N % kItems == 0 && aligned(sums, col_stats, bias, out);
     visit(dtype, [&](auto type) {
         using T = typename decltype(type)::type;
-        visit(bias_dtype, [&](auto bias_type) {
-            using Bias = typename decltype(bias_type)::type;
-            const auto run = [&](auto kernel, const Outliers& of) {
-                launch("int8_mm_dequant", kernel, tiles(M, N), kThreads, stream, sums, row_stats, col_stats,
-                       static_cast<const Bias*>(bias), M, N, of, wide, static_cast<T*>(out));
-            };
-            if (outliers == nullptr) return run(scale<T, Bias, false>, Outliers{});
-            run(scale<T, Bias, true>, *outliers);
-        });
+        const auto run = [&](auto kernel, auto* typed_bias, const Outliers& of) {
+            launch("int8_mm_dequant", kernel, tiles(M, N), kThreads, stream, sums, row_stats, col_stats, typed_bias, M,
+                   N, of, wide, static_cast<T*>(out));
+        };
+        const auto with_bias = [&](auto* typed_bias) {
+            using Bias = std::remove_const_t<std::remove_pointer_t<decltype(typed_bias)>>;
+            if (outliers == nullptr) return run(scale<T, Bias, false>, typed_bias, Outliers{});
+            run(scale<T, Bias, true>, typed_bias, *outliers);
+        };
+        if (bias_dtype == dtype) return with_bias(static_cast<const T*>(bias));
+        with_bias(static_cast<const float*>(bias));
     });
 }
 

@@ -20,7 +20,8 @@ struct Outliers {
 };
 
 // out [M, N] = sums * row_stats * (col_stats * 6.200124e-5) + bias in fp32, rounded once to dtype. `bias` is of
-// bias_dtype or null. Outliers, or null: their product with the weight, which is scaled by col_stats / 127, is added.
+// bias_dtype (dtype, or fp32) or null. Outliers, or null: their product with the weight, which is scaled by col_stats /
+// 127, is added.
 void int8_mm_dequant(const std::int32_t* sums, const float* row_stats, const float* col_stats, const void* bias,
                      DType bias_dtype, std::int64_t M, std::int64_t N, const Outliers* outliers, DType dtype, void* out,
                      Stream stream);

@@ -1,0 +1,99 @@
+"""The kernels for NVIDIA GPUs without one: compiled by nvcc, and run as fibers on the CPU (tests/fibers)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+import pytest
+import torch
+from conftest import LEVEL
+
+from bnb_core import ops_registry
+from bnb_core.backends import cuda
+from bnb_core.conformance.attempts import ASPECTS, Subject
+
+pytestmark = pytest.mark.usefixtures("nothing_forced")
+
+ROOT = Path(__file__).parents[1]
+OPERATORS = [op for ops in cuda.OPS.values() for op in ops]
+
+
+def built(folder: Path, target: str, *options: str) -> Path:
+    """The folder with the module that CMake makes of a target of backends/cuda."""
+    output = folder / "out"
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for command in (
+        (
+            *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DBNB_CORE_LEVELS=scalar"),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DBNB_CORE_OUTPUT_DIR={output}",
+            *options,
+        ),
+        ("cmake", "--build", str(folder), "--target", target),
+    ):
+        done = subprocess.run(command, env=os.environ | {"PATH": tools}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a module with the kernels of all families, as fibers."""
+    folder = built(
+        tmp_path_factory.mktemp("fibers"), "cuda_fibers", "-DBNB_CORE_FIBERS=ON", "-DCMAKE_BUILD_TYPE=Release"
+    )
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(folder)
+    native = importlib.import_module("cuda_fibers")
+    module = ModuleType("cuda_as_fibers")
+    for family in cuda.OPS:
+        python = importlib.import_module(f"{cuda.__name__}.{family}")
+        setattr(module, family, getattr(python, family.capitalize())(native))
+    patch.setitem(sys.modules, module.__name__, module)
+    yield module.__name__
+    patch.undo()
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_kernels_conform_as_fibers(kernels: str, op: str) -> None:
+    """A part of what the conformance run tries: a block takes a millisecond."""
+    (row,) = (row for row in cuda.rows(kernels, "cpu", "cpu/fibers") if row.op == op)
+    ops_registry.register_kernels([row])
+    try:
+        row = ops_registry.kernel_named("cpu/fibers", op, "cpu")
+        subject, passed = Subject(ops_registry.OPS[op], "cpu", row), 0
+        for aspect in ASPECTS.keys() - {"bad input"}:
+            for attempt in islice(ASPECTS[aspect](subject), 0, None, 1 if LEVEL == "full" else 4):
+                outcome = attempt.outcome()
+                assert not outcome.sentences, (aspect, attempt.case, outcome.sentences)
+                passed += not outcome.refused
+        assert passed > 3
+    finally:
+        ops_registry.unregister_kernel(row)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    """For one of them; `ci/full` builds for all."""
+    folder = built(tmp_path, "cuda_native", "-DBNB_CORE_CUDA=ON", "-DBNB_CORE_CUDA_ARCHITECTURES=90-real")
+    assert [path.name.split(".")[0] for path in (folder / "cuda").iterdir()] == ["_native"]
+
+
+def test_native_rows_come_first_where_the_module_was_built() -> None:
+    (record,) = (record for record in ops_registry.backends() if record.name == "cuda")
+    if not torch.cuda.is_available():
+        assert record.status == "unavailable" and "torch finds no" in record.reason
+        return
+    first = {row.op: row.name for row in reversed(record.kernels)}
+    names = {first[op] for op in OPERATORS}
+    assert names == ({"cuda/native"} if cuda.is_built() else {"cuda/triton"})
