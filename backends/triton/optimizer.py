@@ -490,7 +490,7 @@ def _limit(partials, unorm, factor, count, largest, OWN: tl.constexpr):
     if OWN:
         largest = largest * tl.sqrt_rn(sum_of(partials + count, count))
     tl.store(unorm, size)
-    limited = (size > largest) & (largest > 0)
+    limited = (size > largest) & (tl.zeros_like(size) < largest)  # a tensor also where `largest` is a number
     tl.store(factor, tl.where(limited, tl.div_rn(largest, tl.where(limited, size, 1.0)), 1.0))
 
 
