@@ -409,7 +409,7 @@ def _moved(
     RULE: tl.constexpr, SKIP_ZEROS: tl.constexpr,
 ):  # fmt: skip
     """The parameter after the step, the update that is measured, and the moments, all in fp32."""
-    DECOUPLED: tl.constexpr = RULE == "adam" or RULE == "ademamix" or RULE == "lion"
+    DECOUPLED: tl.constexpr = RULE == "adam" or (RULE == "ademamix" or RULE == "lion")  # Triton 3.2 takes no chain
     gradient = g * gnorm_scale
     shrunk = old
     if DECOUPLED:
