@@ -16,7 +16,7 @@ from bnb_core.ops_registry.codebooks import dynamic_map
 
 from .findings import Speed
 
-__all__ = ["speed_of"]
+__all__ = ["Sizes", "arguments", "speed_of"]
 
 COLUMNS, TOKENS = 2048, 16
 ROUNDS, SECONDS = 5, 0.01  # of each contestant, in turns; at least so long a round
@@ -30,8 +30,8 @@ def speed_of(op: str, device: str, kernel: str) -> Speed | None:
     row = kernel_named(kernel, op, device)
     if row.is_reference:
         return None
-    make = _Sizes(device, "quick", seed=0)
-    args = OPS[op].complete(_ARGUMENTS[op](make))
+    make = Sizes(device, "quick", seed=0)
+    args = arguments(op, make)
     if row.refuses(args) is not None:
         return None
     called = getattr(torch.ops.bnb_core, op).default
@@ -79,7 +79,12 @@ def _seconds(run: Callable[[], Any], count: int, wait: Callable[[], Any]) -> flo
 BF16 = torch.bfloat16
 
 
-class _Sizes(Maker):
+def arguments(op: str, make: Sizes) -> tuple[Any, ...]:
+    """A call of an operator of the size that it has in a model."""
+    return OPS[op].complete(_ARGUMENTS[op](make))
+
+
+class Sizes(Maker):
     """rows: of weights and gradients; an accelerator takes more to be busy."""
 
     @property
@@ -87,13 +92,13 @@ class _Sizes(Maker):
         return 512 if self.device.type == "cpu" else 8192
 
 
-def _weight(make: _Sizes) -> tuple[Any, ...]:
+def _weight(make: Sizes) -> tuple[Any, ...]:
     """Codes, shape, scales, block size and type of a 4-bit weight."""
     shape = (make.rows, COLUMNS)
     return make.packed(shape), shape, make.absmax(make.rows * COLUMNS, 64), 64, "nf4"
 
 
-def _experts(make: _Sizes) -> tuple[Any, ...]:
+def _experts(make: Sizes) -> tuple[Any, ...]:
     shape = (4, make.rows // 4, COLUMNS)
     ends = make.tensor([4, 8, 12, TOKENS], torch.int64)
     return (
@@ -107,31 +112,31 @@ def _experts(make: _Sizes) -> tuple[Any, ...]:
     )
 
 
-def _dequantize_4bit(make: _Sizes) -> tuple[Any, ...]:
+def _dequantize_4bit(make: Sizes) -> tuple[Any, ...]:
     codes, shape, absmax, *how = _weight(make)
     return codes, absmax, *how, shape, BF16
 
 
-def _code(make: _Sizes, signed: bool = True) -> Tensor:
+def _code(make: Sizes, signed: bool = True) -> Tensor:
     return dynamic_map(signed).to(make.device)
 
 
-def _products(make: _Sizes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _products(make: Sizes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """int8 rows and weights, and the scales of both."""
     return make.int8(TOKENS, COLUMNS), make.int8(make.rows, COLUMNS), make.positive(TOKENS), make.positive(make.rows)
 
 
-def _mixed(make: _Sizes) -> tuple[Any, ...]:
+def _mixed(make: Sizes) -> tuple[Any, ...]:
     A = make.normal(TOKENS, COLUMNS, dtype=BF16)
     return A, *_products(make), make.tensor([3, 500], torch.int64)
 
 
-def _linear(make: _Sizes) -> tuple[Any, ...]:
+def _linear(make: Sizes) -> tuple[Any, ...]:
     _, codes, _, scales = _products(make)
     return make.normal(TOKENS, COLUMNS, dtype=BF16), codes, scales
 
 
-def _mm_dequant(make: _Sizes) -> tuple[Any, ...]:
+def _mm_dequant(make: Sizes) -> tuple[Any, ...]:
     sums = make.integers(make.rows, COLUMNS, low=-(2**20), high=2**20, dtype=torch.int32)
     return sums, make.positive(make.rows), make.positive(COLUMNS), BF16
 
@@ -139,7 +144,7 @@ def _mm_dequant(make: _Sizes) -> tuple[Any, ...]:
 _ADAM = (0.9, 0.999, 0.0, 0.0, 1e-8)
 
 
-def _optimizer(make: _Sizes, bits: str, lists: bool) -> tuple[Any, ...]:
+def _optimizer(make: Sizes, bits: str, lists: bool) -> tuple[Any, ...]:
     shape = (make.rows, COLUMNS)
     g, p = make.normal(*shape), make.normal(*shape)
     if bits == "32bit":
@@ -157,7 +162,7 @@ def _optimizer(make: _Sizes, bits: str, lists: bool) -> tuple[Any, ...]:
     return "adam", *tensors, *_ADAM, 3, 1e-4, *maps, *scales, 0.0, 1.0
 
 
-_ARGUMENTS: dict[str, Callable[[_Sizes], tuple[Any, ...]]] = {
+_ARGUMENTS: dict[str, Callable[[Sizes], tuple[Any, ...]]] = {
     "quantize_blockwise": lambda make: (make.normal(make.rows, COLUMNS, dtype=BF16), _code(make), 256),
     "dequantize_blockwise": lambda make: (
         *(make.bytes(make.rows, COLUMNS), make.absmax(make.rows * COLUMNS, 256), _code(make), 256, BF16),
