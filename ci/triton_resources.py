@@ -4,8 +4,8 @@
 
 Each operator is called with arguments of the size that they have in a model, in bf16. What it launches is not run, but
 compiled as at a launch: for pointers and sizes that 16 divides, with its options. A line is a kernel with the values
-that are constants of its code and the options of its launch, a target, its registers, bytes of shared memory, and
-bytes of spills.
+that are constants of its code and the options of its launch, a target, its registers, bytes of shared memory, bytes of
+spills, and how many of its instructions access global memory, which are more where they are not vectorized.
 """
 
 from __future__ import annotations
@@ -109,20 +109,20 @@ def family(name: str, target: str) -> dict[str, str]:
 
 
 def resources(kernel: Any) -> str:
-    """Registers, shared memory and spills, in words."""
-    shared = kernel.metadata.shared
+    """Registers, shared memory, spills and accesses, in words."""
     if "amdgcn" in kernel.asm:
-        vgprs, spilled = (
-            _number(rf"\.{key}:\s+(\d+)", kernel.asm["amdgcn"]) for key in ("vgpr_count", "vgpr_spill_count")
-        )
-        return f"registers {vgprs} shared {shared} spills {4 * spilled}"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack = _number(r"REG:(\d+)", printed), _number(r"STACK:(\d+)", printed)
-    return f"registers {registers} shared {shared} spills {stack}"
+        text = kernel.asm["amdgcn"]
+        registers, spills = _number(r"\.vgpr_count:\s+(\d+)", text), 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text)
+        accesses = len(re.findall(r"^\s+(?:buffer|flat|global)_(?:load|store)", text, re.MULTILINE))
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(kernel.asm["cubin"])
+            file.flush()
+            command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        registers, spills = _number(r"REG:(\d+)", printed), _number(r"STACK:(\d+)", printed)
+        accesses = len(re.findall(r"\b(?:ld|st)\.global|\bcp\.async\S*\.shared\.global", kernel.asm["ptx"]))
+    return f"registers {registers} shared {kernel.metadata.shared} spills {spills} accesses {accesses}"
 
 
 def _number(pattern: str, text: str) -> int:
