@@ -27,7 +27,10 @@ OPS = {
     "statistics": ("percentile_clipping",),
 }
 # Those whose kernels refuse some arguments, in `why_not_<op>`.
-LIMITED = {"quantize_blockwise", "gemm_4bit"}
+LIMITED = {
+    *("quantize_blockwise", "gemm_4bit"),
+    *("int8_mm", "int8_scaled_mm", "int8_mixed_scaled_mm", "int8_linear"),
+}
 
 
 def is_available() -> bool:

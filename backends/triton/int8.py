@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +21,21 @@ INFINITE = tl.constexpr(0x7F800000)  # the bits of fp32's infinity; those of NaN
 SMALLEST_INVERTED = tl.constexpr(2.0**-120)
 # Stands for 1 / 127**2: the public package's number, 2e-5 more.
 PRODUCT_SCALE = tl.constexpr(6.200124e-05)
+
+
+@cache
+def _refusal(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.version.hip or (level := torch.cuda.get_device_capability(device)) >= (8, 0):
+        return None
+    return "products of int8 need compute capability 8.0, got {}.{}".format(*level)
+
+
+def why_not_int8_mm(A: Tensor, *_: Any) -> str | None:
+    """Triton compiles them for no NVIDIA GPU before Ampere."""
+    return _refusal(A.device)
+
+
+why_not_int8_scaled_mm = why_not_int8_mixed_scaled_mm = why_not_int8_linear = why_not_int8_mm
 
 
 def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
