@@ -416,7 +416,7 @@ def test_scenarios_name_the_kernels_that_ran() -> None:
 
 
 def test_times_are_of_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed._Sizes, "rows", 16)
+    monkeypatch.setattr(speed.Sizes, "rows", 16)
     monkeypatch.setattr(speed, "SECONDS", 1e-4)
     for op in OPS:
         row = next(row for row in kernels_for(op, "cpu") if row.unavailable is None)
