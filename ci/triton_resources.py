@@ -46,7 +46,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 VARIED: dict[str, dict[str, tuple[int, ...]]] = {
     "quantize_blockwise": {"blocksize": (64, 4096)},
     "quantize_4bit": {"blocksize": (64, 4096)},
-    "gemm_4bit": {"A": (1, 16, 256)},
+    "gemm_4bit": {"A": (1, 16, 64)},
     "grouped_gemm_4bit": {"A": (16, 512)},
     "int8_mm": {"A": (1, 256)},
     "int8_scaled_mm": {"A": (1, 256)},

@@ -34,7 +34,7 @@ def quantize_4bit(A: Tensor, blocksize: int, quant_type: str, quant_storage: tor
         rows = max(1, launch.pop("SIZE") // blocksize)
         with on_device(A):
             _quantize[(triton.cdiv(absmax.numel(), rows),)](
-                *(A.contiguous(), boundaries, order, packed.view(torch.uint8), absmax, n),
+                *(A.contiguous(), boundaries, order, packed.view(torch.uint8), absmax, n, ceil_div(n, 2)),
                 ROWS=rows,
                 BLOCK=blocksize,
                 **launch,
@@ -58,7 +58,7 @@ def dequantize_4bit(
         launch = tile("fourbit.dequantize", A.device)
         with on_device(A):
             _dequantize[(triton.cdiv(n, 2 * launch["SIZE"]),)](
-                as_bytes(A), absmax.contiguous(), code, result, n, BLOCK=blocksize, **launch
+                as_bytes(A), absmax.contiguous(), code, result, n, ceil_div(n, 2), BLOCK=blocksize, **launch
             )
     return result if out is None else out.copy_(result)
 
@@ -204,8 +204,9 @@ def _aligned(length: int, blocksize: int, inner: int) -> bool:
 
 
 @triton.jit
-def _quantize(A, boundaries, order, packed, absmax, n, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _quantize(A, boundaries, order, packed, absmax, n, n_bytes, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     first, count = share(n, ROWS * BLOCK)
+    first_byte, byte_count = share(n_bytes, ROWS * (BLOCK // 2))
     row = tl.arange(0, ROWS)
     element = row[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     exist = element < count
@@ -220,16 +221,17 @@ def _quantize(A, boundaries, order, packed, absmax, n, ROWS: tl.constexpr, BLOCK
     codes = nearest(t, boundaries, order, 16, 4)
     high, low = tl.split(codes.reshape(ROWS, BLOCK // 2, 2))
     byte = row[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
-    tl.store(packed + first // 2 + byte, (high << 4) | low, mask=byte * 2 < count)
+    tl.store(packed + first_byte + byte, (high << 4) | low, mask=byte < byte_count)
     tl.store(absmax + first // BLOCK + row, scale, mask=row * BLOCK < count)
 
 
 @triton.jit
-def _dequantize(packed, absmax, code, result, n, BLOCK: tl.constexpr, SIZE: tl.constexpr):
+def _dequantize(packed, absmax, code, result, n, n_bytes, BLOCK: tl.constexpr, SIZE: tl.constexpr):
     first, count = share(n, 2 * SIZE)
+    first_byte, byte_count = share(n_bytes, SIZE)
     byte = tl.arange(0, SIZE)
-    exist = byte * 2 < count
-    pair = tl.load(packed + first // 2 + byte, mask=exist, other=0)
+    exist = byte < byte_count
+    pair = tl.load(packed + first_byte + byte, mask=exist, other=0)
     # Both elements of a byte are in one block: block sizes are even.
     scale = tl.load(absmax + (first + byte * 2) // BLOCK, mask=exist, other=0.0)
     values = _values(pair, scale, code).reshape(2 * SIZE)
