@@ -17,6 +17,7 @@ from setuptools.errors import ExecError
 
 ROOTS = {"bnb_core": "bnb_core", "bnb_core.ops_registry": "ops_registry", "bnb_core.backends": "backends"}
 NO_NATIVE = "BNB_CORE_NO_NATIVE"
+CUDA = "BNB_CORE_CUDA"
 ADVICE = f"The native kernels need a C++17 compiler. Set {NO_NATIVE}=1 to install bnb_core without them."
 
 
@@ -30,11 +31,20 @@ def packages() -> list[str]:
     return found
 
 
+def is_set(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
+
+
 def native_modules() -> list[Extension]:
-    """One module `_native` for each backend that has a CMakeLists.txt; CMake knows its sources."""
-    if os.environ.get(NO_NATIVE, "0") not in ("", "0"):
+    """One module `_native` for each backend that has a CMakeLists.txt; CMake knows its sources.
+
+    That for CUDA only where it is asked for: nvcc takes minutes, which nobody without such a GPU should wait for.
+    """
+    if is_set(NO_NATIVE):
         return []
     folders = sorted(path.parent.name for path in Path("backends").glob("*/CMakeLists.txt"))
+    if not is_set(CUDA):
+        folders.remove("cuda")
     return [Extension(f"bnb_core.backends.{folder}._native", sources=[]) for folder in folders]
 
 
@@ -66,6 +76,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DBNB_CORE_OUTPUT_DIR={output}",
+            f"-DBNB_CORE_CUDA={'ON' if is_set(CUDA) else 'OFF'}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         )
         _run(cmake, "--build", str(tree))

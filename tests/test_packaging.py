@@ -105,7 +105,7 @@ def installed(wheel: Path) -> Path:
 def modules(tree: Path) -> set[str]:
     """What a wheel must hold of the sources, by the path it has there."""
     roots = {"bnb_core": "bnb_core", "ops_registry": "bnb_core/ops_registry", "backends": "bnb_core/backends"}
-    kept = {".py", ".pyi", ".typed", ".txt"}
+    kept = {".py", ".pyi", ".typed", ".txt", ".json"}
     return {
         f"{installed}/{path.relative_to(tree / root).as_posix()}"
         for root, installed in roots.items()
@@ -128,13 +128,14 @@ def test_sdist_holds_the_sources_once_and_no_tests(sdist: Path, tree: Path) -> N
     found = contents(sdist)
     assert [name for name, times in Counter(found).items() if times > 1] == []
     assert {name.partition("/")[0] for name in found} == {
-        *("bnb_core", "ops_registry", "backends", "bnb_core.egg-info"),
+        *("bnb_core", "ops_registry", "backends", "native", "bnb_core.egg-info"),
         *("CMakeLists.txt", "MANIFEST.in", "pyproject.toml", "setup.py", "setup.cfg"),
         *("CHANGELOG.md", "LICENSE", "README.md", "PKG-INFO"),
     }
     assert not [name for name in found if name.startswith(("bnb_core/backends/", "bnb_core/ops_registry/"))]
-    native = {path.relative_to(tree).as_posix() for path in tree.glob("backends/*/csrc/**/*") if path.is_file()}
-    assert native
+    native = {path.relative_to(tree).as_posix() for path in tree.glob("**/*.[ch]*") if path.is_file()}
+    native = {name for name in native if name.startswith(("backends/", "native/"))}
+    assert {name.rpartition(".")[2] for name in native} == {"h", "cpp", "cu", "cuh"}
     assert native <= set(found)
 
 
