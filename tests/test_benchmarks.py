@@ -12,6 +12,7 @@ import pytest
 import torch
 from peers import drop_in
 
+from benchmarks import gpu
 from benchmarks.__main__ import main, matches
 from benchmarks.measure import measure
 from benchmarks.peers import missing
@@ -173,3 +174,17 @@ def test_notch_is_that_of_a_box_plot():
     assert notch([1.0]) == float("inf")
     assert notch([2.0] * 9) == 0
     assert notch([0.0, 1.0, 2.0, 3.0, 4.0]) == pytest.approx(1.57 * 2 / 5**0.5)
+
+
+def test_benchmark_of_gpus_runs_on_the_cpu_too(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    assert (
+        gpu.main(["--device", "cpu", "--size", "64", "--rounds", "1", "--output", str(path), "gemm_4bit", "adamw"]) == 0
+    )
+    found = json.loads(path.read_text())["microseconds"]
+    assert len(found) == len(gpu.ROWS) + 2
+    assert all(times["copy"] > 0 and len(times) > 1 for times in found.values())
+    assert "torch bf16" in found["gemm_4bit/1 rows"] and "torch fused fp32" in found["adamw, 32-bit"]
+    assert "gemm_4bit/4096 rows" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu", "--size", "64", "--rounds", "1", "no such work"])

@@ -51,7 +51,7 @@ def draw_findings(findings: Findings, file: Path) -> None:
     machine = "\n".join(findings.machine.values())
     figure.suptitle(f"Conformance of {findings.device}\n{machine}", fontsize=9, parse_math=False)
     patches = [Patch(color=colour, label=LABELS[name]) for name, colour in COLOURS.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(handles=patches, loc="outside lower center", ncols=3 if width > 8 else 1, frameon=False, fontsize=8)
     figure.savefig(file)
 
 
