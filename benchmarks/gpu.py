@@ -208,9 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_row(work_name, *(f"{times[name]:.1f}" if name in times else "" for name in names))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     if options.output is not None:
-        options.output.write_text(
-            json.dumps({"device": str(options.device), "size": options.size, "us": found}, indent=1)
-        )
+        numbers = {"device": str(options.device), "size": options.size, "microseconds": found}
+        options.output.write_text(json.dumps(numbers, indent=1) + "\n")
     return 0
 
 
