@@ -19,6 +19,14 @@ OPS = {
         *("int8_vectorwise_quant", "int8_vectorwise_quant_mask", "int8_vectorwise_dequant", "int8_double_quant"),
         *("int8_mm", "int8_mm_dequant", "int8_scaled_mm", "int8_mixed_scaled_mm", "int8_linear"),
     ),
+    "optimizer": (
+        "optimizer_update_32bit",
+        "optimizer_update_8bit",
+        "optimizer_update_8bit_blockwise",
+        "optimizer_step_32bit",
+        "optimizer_step_8bit",
+        "optimizer_step_8bit_blockwise",
+    ),
 }
 
 

@@ -29,6 +29,7 @@
 #define __forceinline__ inline
 #define __restrict__
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
@@ -177,7 +178,7 @@ struct DeviceGuard {
 };
 
 // Few, so that blocks work on several parts.
-inline std::int64_t resident(std::int64_t parts) { return std::min<std::int64_t>(parts, 2); }
+inline std::int64_t resident(std::int64_t parts, std::int64_t = 8) { return std::min<std::int64_t>(parts, 2); }
 
 template <class... Parameters, class... Arguments>
 void launch(const char*, void (*kernel)(Parameters...), std::int64_t blocks, int threads, Stream, Arguments... args) {

@@ -52,10 +52,10 @@ inline int processors() {
 }
 
 // Blocks that each work on several parts: so many that the current device is full, and no more than there are parts.
-inline std::int64_t resident(std::int64_t parts) {
-    constexpr std::int64_t kEach = 8;  // of 256 threads that a multiprocessor holds
-    const int count = processors();
-    return parts < count * kEach ? parts : count * kEach;
+// each: how many a multiprocessor holds, of 256 threads where nothing else is said.
+inline std::int64_t resident(std::int64_t parts, std::int64_t each = 8) {
+    const std::int64_t full = processors() * each;
+    return parts < full ? parts : full;
 }
 
 }  // namespace bnb_core

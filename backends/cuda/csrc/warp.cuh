@@ -1,6 +1,7 @@
 // What lanes of a warp, and threads of a block, find out together. All of them must call.
 #pragma once
 
+#include "native/dtype.h"
 #include "platform.cuh"
 
 namespace bnb_core {

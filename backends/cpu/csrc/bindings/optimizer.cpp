@@ -1,70 +1,10 @@
-#include <array>
 #include <vector>
 
 #include "bindings.h"
+#include "native/optimizer_arguments.h"
 
 namespace bnb_core {
 namespace {
-
-OptimizerRule rule_of(std::string_view name) {
-    if (name == "adam" || name == "lamb") return OptimizerRule::adam;
-    if (name == "ademamix") return OptimizerRule::ademamix;
-    if (name == "momentum" || name == "lars") return OptimizerRule::momentum;
-    if (name == "lion") return OptimizerRule::lion;
-    if (name == "rmsprop") return OptimizerRule::rmsprop;
-    if (name == "adagrad") return OptimizerRule::adagrad;
-    throw std::invalid_argument("unknown optimizer '" + std::string(name) + "'");
-}
-
-// The tensors of a step, a list for each field of Parameter from g to unorm: sizes, and addresses, or none for None.
-struct Lists : Addressed {
-    std::vector<std::int64_t> sizes;
-    std::array<std::vector<Address>, 7> fields;
-
-    template <class F>
-    void each(F f) {
-        for (std::vector<Address>& field : fields) {
-            for (Address& place : field) f(place);
-        }
-    }
-};
-
-template <class T>
-void numbers(PyObject* list, std::vector<T>& result) {
-    if (PyList_Check(list) == 0) throw py::type_error("expected a list");
-    result.resize(static_cast<std::size_t>(PyList_GET_SIZE(list)));
-    for (std::size_t i = 0; i < result.size(); ++i) {
-        detail::from_python(PyList_GET_ITEM(list, static_cast<Py_ssize_t>(i)), result[i]);
-    }
-}
-
-// Called by Function: a tuple of lists, of which all but the first can be None.
-void from_python(PyObject* tuple, Lists& result) {
-    if (PyTuple_Check(tuple) == 0 || PyTuple_GET_SIZE(tuple) != 8) throw py::type_error("expected 8 lists");
-    numbers(PyTuple_GET_ITEM(tuple, 0), result.sizes);
-    for (std::size_t i = 0; i < result.fields.size(); ++i) {
-        PyObject* list = PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(i + 1));
-        if (list == Py_None) continue;
-        numbers(list, result.fields[i]);
-        if (result.fields[i].size() != result.sizes.size()) throw std::invalid_argument("lists differ in length");
-    }
-}
-
-// All settings but the step and the learning rate.
-struct Settings : OptimizerSettings, Numbered {
-    template <class F>
-    void each_number(F f) {
-        for (double* number : {&beta1, &beta2, &beta3, &alpha, &eps, &weight_decay, &gnorm_scale}) f(*number);
-    }
-};
-
-// Called by Function: a tuple.
-void from_python(PyObject* tuple, Settings& result) {
-    if (PyTuple_Check(tuple) == 0 || PyTuple_GET_SIZE(tuple) != 8) throw py::type_error("expected 8 settings");
-    Py_ssize_t next = 0;
-    result.each_number([&](double& number) { detail::from_python(PyTuple_GET_ITEM(tuple, next++), number); });
-    detail::from_python(PyTuple_GET_ITEM(tuple, next), result.skip_zeros);
-}
 
 // A step with the parameters that it is for.
 class Call {
@@ -75,10 +15,10 @@ class Call {
         std::int64_t block = 0;
         parameters_.reserve(lists.sizes.size());
         for (std::size_t i = 0; i < lists.sizes.size(); ++i) {
-            const auto at = [&](std::size_t field) { return lists.fields[field].empty() ? 0 : lists.fields[field][i]; };
-            parameters_.push_back({lists.sizes[i], pointer<const void>(at(0)), pointer<void>(at(1)),
-                                   pointer<void>(at(2)), pointer<void>(at(3)), pointer<float>(at(4)),
-                                   pointer<float>(at(5)), pointer<float>(at(6)), block});
+            parameters_.push_back({lists.sizes[i], lists.at<const void>(Lists::g, i), lists.at<void>(Lists::p, i),
+                                   lists.at<void>(Lists::state1, i), lists.at<void>(Lists::state2, i),
+                                   lists.at<float>(Lists::scale1, i), lists.at<float>(Lists::scale2, i),
+                                   lists.at<float>(Lists::unorm, i), block});
             block += (lists.sizes[i] + kStateBlock - 1) / kStateBlock;
         }
         settings.step = *pointer<const float>(step);
@@ -95,9 +35,6 @@ class Call {
     std::vector<Parameter> parameters_;
     OptimizerStep step_;
 };
-
-// An address of 0 for none.
-Codebook codebook(Address values, std::int64_t size) { return {pointer<const float>(values), size}; }
 
 }  // namespace
 

@@ -1,20 +1,12 @@
-// What the steps of all state formats are called with.
+// The parameters of a step, for all state formats.
 #pragma once
 
 #include <cstdint>
 
 #include "native/dtype.h"
+#include "native/optimizer.h"
 
 namespace bnb_core {
-
-// LAMB is Adam and LARS is momentum, with a limit to the norm of the update.
-enum class OptimizerRule { adam, ademamix, momentum, lion, rmsprop, adagrad };
-
-struct OptimizerSettings {
-    float step, lr;
-    double beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale;
-    bool skip_zeros;
-};
 
 // A parameter of n elements, contiguous, with all that belongs to it. State 1 of ademamix holds two moments, one after
 // the other, and so do its scales; a rule with one moment has no state 2.
@@ -30,8 +22,6 @@ struct Parameter {
     std::int64_t first_block;  // its place in the list, where each parameter has a block for each 256 elements
 };
 
-constexpr std::int64_t kStateBlock = 256;
-
 // Parameters of one dtype that take one step together. Their blocks are spread over the threads, so that it makes no
 // difference whether there are many small parameters or few large ones.
 struct OptimizerStep {
@@ -42,12 +32,6 @@ struct OptimizerStep {
     std::int64_t count;
     std::int64_t blocks;  // of all parameters
     int threads;
-};
-
-// 1 to 256 values.
-struct Codebook {
-    const float* values;
-    std::int64_t size;
 };
 
 }  // namespace bnb_core

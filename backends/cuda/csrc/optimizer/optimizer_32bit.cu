@@ -1,0 +1,136 @@
+#include "batch.cuh"
+#include "optimizer_32bit.h"
+
+namespace bnb_core {
+
+namespace {
+
+constexpr int kEach = 4;  // blocks that a multiprocessor holds
+
+template <int moments>
+__device__ __forceinline__ void read_moments(const Parameter& parameter, const Place& place,
+                                             Lane<float> (&read)[moments]) {
+    for (int k = 0; k < moments; ++k) read[k] = fetch(moment_of<const float>(parameter, k, moments), place);
+}
+
+template <int moments>
+__device__ __forceinline__ void as_values(const Lane<float> (&read)[moments], Values (&moment)[moments]) {
+    for (int k = 0; k < moments; ++k) {
+        for (int r = 0; r < kRuns; ++r) {
+            for (int i = 0; i < kRun; ++i) moment[k][r][i] = read[k].run[r].of[i];
+        }
+    }
+}
+
+// factors: of the step size, one a parameter; null without a limit.
+template <class Rule>
+__global__ void __launch_bounds__(kThreads, kEach) update(const __grid_constant__ Batch batch, const float* factors) {
+    constexpr int moments = Rule::moments;
+    const Update<Rule> rule(batch.numbers);
+    each_item(batch, [&](std::uint32_t item, int which) {
+        const Parameter& parameter = batch.parameters[which];
+        const std::int64_t block = item - batch.first[which];
+        const Place place(block * kStateBlock, parameter.n, batch.wide >> which & 1);
+        const float factor = factors == nullptr ? 1.0f : factors[batch.parameters_before + which];
+        Lane<float> read[moments];
+        Values g, p, moment[moments];
+        read_moments(parameter, place, read);
+        read_both(batch, parameter, place, g, p);
+        as_values(read, moment);
+        update_block(batch.numbers, rule, rule.lr() * factor, g, p, moment);
+        write_parameter(batch, parameter, place, p);
+        for (int k = 0; k < moments; ++k) {
+            float* const state = moment_of<float>(parameter, k, moments);
+            for (int r = 0; r < kRuns; ++r) write<kRun>(state, place.run(r), place.n, place.wide, moment[k][r]);
+        }
+    });
+}
+
+// The sums of squares of kSummed elements: of what is measured, and of the parameter.
+template <class Rule>
+__global__ void __launch_bounds__(kThreads, kEach) measure(const __grid_constant__ Batch batch, float* sums) {
+    constexpr int moments = Rule::moments;
+    const Update<Rule> rule(batch.numbers);
+    each_item(batch, [&](std::uint32_t item, int which) {
+        const Parameter& parameter = batch.parameters[which];
+        const std::int64_t begin = static_cast<std::int64_t>(item - batch.first[which]) * kSummed;
+        const std::int64_t end = begin + kSummed < parameter.n ? begin + kSummed : parameter.n;
+        float change[kRun] = {}, norm[kRun] = {};
+        for (std::int64_t block = begin; block < end; block += kStateBlock) {
+            const Place place(block, parameter.n, batch.wide >> which & 1);
+            Lane<float> read[moments];
+            Values g, p, moment[moments];
+            read_moments(parameter, place, read);
+            read_both(batch, parameter, place, g, p);
+            as_values(read, moment);
+            for (int r = 0; r < kRuns; ++r) {
+                for (int i = 0; i < kRun; ++i) {
+                    float one[moments];
+                    for (int k = 0; k < moments; ++k) one[k] = moment[k][r][i];
+                    const float found = rule.measured(batch.numbers, g[r][i], p[r][i], one);
+                    const float measured = place.has(r, i) ? found : 0.0f;
+                    change[i] = change[i] + measured * measured;
+                    norm[i] = norm[i] + p[r][i] * p[r][i];
+                }
+            }
+        }
+        const float total = sum_of((change[0] + change[1]) + (change[2] + change[3]));
+        const float old = sum_of((norm[0] + norm[1]) + (norm[2] + norm[3]));
+        if (threadIdx.x % kWarp != 0) return;
+        float* const to = sums + 2 * (batch.items_before + item);
+        to[0] = total;
+        to[1] = old;
+    });
+}
+
+// The norm of the update of the block's parameter, and what brings it down; 1 for a parameter of norm 0, which could
+// never move. param_norm: below 0 for that which was measured.
+__global__ void __launch_bounds__(kThreads)
+    limit(const __grid_constant__ Batch batch, const float* sums, float max_unorm, float largest, float* factors) {
+    const int which = static_cast<int>(blockIdx.x);
+    float change = 0.0f, norm = 0.0f;
+    for (std::uint32_t item = batch.first[which] + threadIdx.x; item < batch.first[which + 1]; item += kThreads) {
+        change = change + sums[2 * (batch.items_before + item)];
+        norm = norm + sums[2 * (batch.items_before + item) + 1];
+    }
+    const float unorm = __fsqrt_rn(sum_of_block(change)), own = __fsqrt_rn(sum_of_block(norm));
+    if (threadIdx.x != 0) return;
+    if (largest < 0.0f) largest = max_unorm * own;
+    const bool limited = unorm > largest && largest > 0.0f;
+    factors[batch.parameters_before + which] = limited ? __fdiv_rn(largest, unorm) : 1.0f;
+    if (batch.parameters[which].unorm != nullptr) *batch.parameters[which].unorm = unorm;
+}
+
+// Where the factors of the parameters stand, once these kernels ran.
+template <class Rule>
+const float* factors_of(const OptimizerStep& step, const NormLimit& norm) {
+    const Cut cut = {sizeof(float), kSummed};
+    std::int64_t items = 0;
+    each_batch(step, cut, [&](const Batch& batch) {
+        launch("optimizer_step_32bit: the norms", measure<Rule>, blocks_for(batch, kEach), kThreads, step.stream, batch,
+               norm.scratch);
+        items += batch.first[batch.count];
+    });
+    float* const factors = norm.scratch + 2 * items;
+    const double largest = norm.param_norm < 0 ? -1.0 : norm.max_unorm * norm.param_norm;
+    each_batch(step, cut, [&](const Batch& batch) {
+        launch("optimizer_step_32bit: the limit", limit, batch.count, kThreads, step.stream, batch, norm.scratch,
+               static_cast<float>(norm.max_unorm), static_cast<float>(largest), factors);
+    });
+    return factors;
+}
+
+}  // namespace
+
+void optimizer_step_32bit(const OptimizerStep& step, const NormLimit& limit) {
+    visit_rule(step.rule, [&](auto type) {
+        using Rule = typename decltype(type)::type;
+        const float* const factors = limit.max_unorm > 0 ? factors_of<Rule>(step, limit) : nullptr;
+        each_batch(step, {sizeof(float), kStateBlock}, [&](const Batch& batch) {
+            launch("optimizer_step_32bit", update<Rule>, blocks_for(batch, kEach), kThreads, step.stream, batch,
+                   factors);
+        });
+    });
+}
+
+}  // namespace bnb_core
