@@ -13,6 +13,12 @@ namespace bnb_core {
 
 constexpr int kBatch = 56;  // as many as the 4 KB of a kernel's arguments hold
 
+// Blocks that a multiprocessor holds, so that all moments of a rule stay in registers.
+template <class Rule>
+constexpr int kHeld = Rule::moments > 2   ? 2
+                      : Rule::moments > 1 ? 3
+                                          : 4;
+
 // Parameters that one launch works on, cut into items of a number of elements, of which each warp does one at a time.
 struct Batch {
     Numbers numbers;

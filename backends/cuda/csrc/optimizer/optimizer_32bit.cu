@@ -5,8 +5,6 @@ namespace bnb_core {
 
 namespace {
 
-constexpr int kEach = 4;  // blocks that a multiprocessor holds
-
 template <int moments>
 __device__ __forceinline__ void read_moments(const Parameter& parameter, const Place& place,
                                              Lane<float> (&read)[moments]) {
@@ -24,7 +22,8 @@ __device__ __forceinline__ void as_values(const Lane<float> (&read)[moments], Va
 
 // factors: of the step size, one a parameter; null without a limit.
 template <class Rule>
-__global__ void __launch_bounds__(kThreads, kEach) update(const __grid_constant__ Batch batch, const float* factors) {
+__global__ void __launch_bounds__(kThreads, kHeld<Rule>)
+    update(const __grid_constant__ Batch batch, const float* factors) {
     constexpr int moments = Rule::moments;
     const Update<Rule> rule(batch.numbers);
     each_item(batch, [&](std::uint32_t item, int which) {
@@ -48,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, kEach) update(const __grid_constant_
 
 // The sums of squares of kSummed elements: of what is measured, and of the parameter.
 template <class Rule>
-__global__ void __launch_bounds__(kThreads, kEach) measure(const __grid_constant__ Batch batch, float* sums) {
+__global__ void __launch_bounds__(kThreads, kHeld<Rule>) measure(const __grid_constant__ Batch batch, float* sums) {
     constexpr int moments = Rule::moments;
     const Update<Rule> rule(batch.numbers);
     each_item(batch, [&](std::uint32_t item, int which) {
@@ -107,8 +106,8 @@ const float* factors_of(const OptimizerStep& step, const NormLimit& norm) {
     const Cut cut = {sizeof(float), kSummed};
     std::int64_t items = 0;
     each_batch(step, cut, [&](const Batch& batch) {
-        launch("optimizer_step_32bit: the norms", measure<Rule>, blocks_for(batch, kEach), kThreads, step.stream, batch,
-               norm.scratch);
+        launch("optimizer_step_32bit: the norms", measure<Rule>, blocks_for(batch, kHeld<Rule>), kThreads, step.stream,
+               batch, norm.scratch);
         items += batch.first[batch.count];
     });
     float* const factors = norm.scratch + 2 * items;
@@ -127,7 +126,7 @@ void optimizer_step_32bit(const OptimizerStep& step, const NormLimit& limit) {
         using Rule = typename decltype(type)::type;
         const float* const factors = limit.max_unorm > 0 ? factors_of<Rule>(step, limit) : nullptr;
         each_batch(step, {sizeof(float), kStateBlock}, [&](const Batch& batch) {
-            launch("optimizer_step_32bit", update<Rule>, blocks_for(batch, kEach), kThreads, step.stream, batch,
+            launch("optimizer_step_32bit", update<Rule>, blocks_for(batch, kHeld<Rule>), kThreads, step.stream, batch,
                    factors);
         });
     });

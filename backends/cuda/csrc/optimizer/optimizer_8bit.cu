@@ -5,7 +5,6 @@ namespace bnb_core {
 
 namespace {
 
-constexpr int kEach = 4;                  // blocks that a multiprocessor holds
 constexpr std::int64_t kMeasured = 4096;  // elements that a warp measures
 
 // What is found out about a parameter, from zeros on.
@@ -18,7 +17,7 @@ struct Found {
 static_assert(sizeof(Found) == kScratch8bit * sizeof(std::int32_t));
 
 template <class Rule>
-__global__ void __launch_bounds__(kThreads, kEach)
+__global__ void __launch_bounds__(kThreads, kHeld<Rule>)
     measure(const __grid_constant__ Batch batch, const Maps maps, Found* parameters) {
     constexpr int moments = Rule::moments;
     __shared__ Tables<Decoder, moments> decoders;
@@ -50,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, kEach)
 }
 
 template <class Rule>
-__global__ void __launch_bounds__(kThreads, kEach)
+__global__ void __launch_bounds__(kThreads, kHeld<Rule>)
     update(const __grid_constant__ Batch batch, const Maps maps, const Found* parameters) {
     constexpr int moments = Rule::moments;
     __shared__ Tables<Decoder, moments> decoders;
@@ -86,12 +85,12 @@ void optimizer_step_8bit(const OptimizerStep& step, const Codebook& map1, const 
     visit_rule(step.rule, [&](auto type) {
         using Rule = typename decltype(type)::type;
         each_batch(step, {1, kMeasured}, [&](const Batch& batch) {
-            launch("optimizer_step_8bit: the scales", measure<Rule>, blocks_for(batch, kEach), kThreads, step.stream,
-                   batch, maps, found);
+            launch("optimizer_step_8bit: the scales", measure<Rule>, blocks_for(batch, kHeld<Rule>), kThreads,
+                   step.stream, batch, maps, found);
         });
         each_batch(step, {1, kStateBlock}, [&](const Batch& batch) {
-            launch("optimizer_step_8bit", update<Rule>, blocks_for(batch, kEach), kThreads, step.stream, batch, maps,
-                   found);
+            launch("optimizer_step_8bit", update<Rule>, blocks_for(batch, kHeld<Rule>), kThreads, step.stream, batch,
+                   maps, found);
         });
     });
 }

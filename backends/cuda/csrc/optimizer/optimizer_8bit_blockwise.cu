@@ -5,10 +5,8 @@ namespace bnb_core {
 
 namespace {
 
-constexpr int kEach = 4;  // blocks that a multiprocessor holds
-
 template <class Rule>
-__global__ void __launch_bounds__(kThreads, kEach) update(const __grid_constant__ Batch batch, const Maps maps) {
+__global__ void __launch_bounds__(kThreads, kHeld<Rule>) update(const __grid_constant__ Batch batch, const Maps maps) {
     constexpr int moments = Rule::moments;
     __shared__ Tables<Decoder, moments> decoders;
     __shared__ Tables<Encoder, moments> encoders;
@@ -40,7 +38,7 @@ void optimizer_step_8bit_blockwise(const OptimizerStep& step, const Codebook& ma
     visit_rule(step.rule, [&](auto type) {
         using Rule = typename decltype(type)::type;
         each_batch(step, {1, kStateBlock}, [&](const Batch& batch) {
-            launch("optimizer_step_8bit_blockwise", update<Rule>, blocks_for(batch, kEach), kThreads, step.stream,
+            launch("optimizer_step_8bit_blockwise", update<Rule>, blocks_for(batch, kHeld<Rule>), kThreads, step.stream,
                    batch, Maps{{map1, map2}});
         });
     });

@@ -70,8 +70,10 @@ class Ademamix {
     static constexpr int moments = 3;
     static constexpr bool decoupled = true;
 
-    __device__ Ademamix(const Numbers& s, float step)
-        : correction1_(bias_correction(step, s.log1)), correction2_(__fsqrt_rn(bias_correction(step, s.log2))) {}
+    __device__ Ademamix(const Numbers& s, float step) {
+        correction1_ = bias_correction(step, s.log1);
+        correction2_ = __fsqrt_rn(bias_correction(step, s.log2));
+    }
 
     __device__ __forceinline__ Change operator()(const Numbers& s, float g, float (&moment)[moments]) const {
         moment[0] = average(s.beta1, s.rest1, moment[0], g);
