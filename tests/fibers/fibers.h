@@ -238,6 +238,12 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __fmaf_ru(float a, float b, float c) {
+    const double product = static_cast<double>(a) * b, sum = product + c;  // the product is exact
+    const double part = sum - product, rest = (product - (sum - part)) + (c - part);
+    const float nearest = std::fma(a, b, c);
+    return (sum - nearest) + rest > 0 ? std::nextafter(nearest, std::numeric_limits<float>::infinity()) : nearest;
+}
 inline int __float2int_rn(float a) { return static_cast<int>(std::nearbyint(a)); }
 inline std::uint32_t __float_as_uint(float value) {
     std::uint32_t bits;

@@ -1,24 +1,6 @@
 #include "bindings.h"
 
 namespace bnb_core {
-namespace {
-
-QuantType quant_type_of(std::string_view name) {
-    if (name == "nf4") return QuantType::nf4;
-    if (name == "fp4") return QuantType::fp4;
-    throw std::invalid_argument("unknown quant_type '" + std::string(name) + "', known are nf4, fp4");
-}
-
-int log2_of(std::int64_t power) {
-    int log2 = 0;
-    while (power > 1) {
-        power >>= 1;
-        ++log2;
-    }
-    return log2;
-}
-
-}  // namespace
 
 void bind_fourbit(py::module_& m, const Kernels& kernels) {
     define(m, "quantize_4bit",

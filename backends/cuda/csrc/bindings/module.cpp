@@ -5,4 +5,5 @@ PYBIND11_MODULE(BNB_MODULE, m, py::mod_gil_not_used()) {
     bnb_core::bind_blockwise(m);
     bnb_core::bind_int8(m);
     bnb_core::bind_optimizer(m);
+    bnb_core::bind_fourbit(m);
 }

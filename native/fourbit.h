@@ -1,8 +1,9 @@
-// The scales of the blocks of a 4-bit tensor, plain or nested.
+// 4-bit weights as they are stored.
 #pragma once
 
 #include <cstdint>
 
+#include "native/codebooks.h"
 #include "native/dtype.h"
 
 namespace bnb_core {
@@ -22,6 +23,26 @@ struct Scales {
         if (codes == nullptr) return absmax[block];
         const float value = codes[block] < codebook_size ? codebook[codes[block]] : float_of(kNaNBits);
         return value * absmax[block / kGroup] + *offset;
+    }
+};
+
+// A weight [N, K] as it is stored: one run of N * K codes, two to a byte, in blocks that go over the ends of rows.
+struct Weight4bit {
+    const std::uint8_t* packed;
+    std::int64_t N, K;
+    Scales scales;
+    int blocksize_log2;  // of 16 or more
+    QuantType type;
+};
+
+// int64 or int32 numbers.
+struct Indices {
+    const void* data;
+    bool wide;
+    std::int64_t count;
+
+    BNB_INLINE std::int64_t operator[](std::int64_t i) const {
+        return wide ? static_cast<const std::int64_t*>(data)[i] : static_cast<const std::int32_t*>(data)[i];
     }
 };
 

@@ -1,0 +1,57 @@
+#include "../items.cuh"
+#include "dequantize_4bit.h"
+#include "values.cuh"
+
+namespace bnb_core {
+
+namespace {
+
+constexpr int kRuns = 4;  // of a thread, under way at a time
+
+// Elements of a thread side by side: what one access writes.
+template <class T>
+constexpr int kItems = 16 / sizeof(T);
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    dequantize(const std::uint8_t* packed, const float* absmax, int blocksize_log2, FourBit type, std::int64_t n,
+               bool wide, T* out) {
+    __shared__ Values table;
+    table.make(type);
+    constexpr int kWidth = kItems<T>;
+    using Bytes = Items<std::uint8_t, kWidth / 2>;
+    constexpr std::int64_t kTile = kThreads * kWidth;
+    for (std::int64_t tile = blockIdx.x * kTile * kRuns; tile < n; tile += gridDim.x * kTile * kRuns) {
+        const std::int64_t begin = tile + threadIdx.x * kWidth;
+        Bytes bytes[kRuns];
+        float scales[kRuns];
+        for (int r = 0; r < kRuns; ++r) {
+            const std::int64_t at = begin + r * kTile;
+            if (wide && at + kWidth <= n) {
+                bytes[r] = *reinterpret_cast<const Bytes*>(packed + at / 2);
+            } else {
+                for (int i = 0; i < kWidth; i += 2) bytes[r].of[i / 2] = at + i < n ? packed[(at + i) / 2] : 0;
+            }
+            scales[r] = at < n ? absmax[at >> blocksize_log2] : 0.0f;
+        }
+        for (int r = 0; r < kRuns; ++r) {
+            T values[kWidth];
+            for (int i = 0; i < kWidth; ++i) values[i] = convert<T>(__fmul_rn(table.at(bytes[r], i), scales[r]));
+            write<kWidth>(out, begin + r * kTile, n, wide, values);
+        }
+    }
+}
+
+}  // namespace
+
+void dequantize_4bit(const std::uint8_t* packed, const float* absmax, int blocksize_log2, QuantType type,
+                     std::int64_t n, DType dtype, void* out, Stream stream) {
+    visit(dtype, [&](auto t) {
+        using T = typename decltype(t)::type;
+        constexpr std::int64_t kTile = kThreads * kItems<T> * kRuns;
+        launch("dequantize_4bit", dequantize<T>, resident((n + kTile - 1) / kTile), kThreads, stream, packed, absmax,
+               blocksize_log2, four_bit(type), n, aligned(packed, out), static_cast<T*>(out));
+    });
+}
+
+}  // namespace bnb_core

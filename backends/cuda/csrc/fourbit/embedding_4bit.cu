@@ -1,0 +1,73 @@
+#include "../items.cuh"
+#include "embedding_4bit.h"
+#include "values.cuh"
+
+namespace bnb_core {
+
+namespace {
+
+constexpr int kRuns = 4;  // of a lane, under way at a time
+
+// Elements of a lane side by side: what one access writes.
+template <class T>
+constexpr int kItems = 16 / sizeof(T);
+
+// A warp for each part of a row. WIDE: rows are whole runs, and everything is aligned.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    embed(Indices indices, Weight4bit weight, FourBit type, std::int64_t parts, bool wide, T* out) {
+    __shared__ Values table;
+    table.make(type);
+    constexpr int kWidth = kItems<T>, kStep = kWarp * kWidth;
+    using Bytes = Items<std::uint8_t, kWidth / 2>;
+    const std::int64_t K = weight.K, all = indices.count * parts;
+    const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * (kThreads / kWarp);
+    std::int64_t part = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+    for (; part < all; part += step) {
+        const std::int64_t row = part / parts, index = indices[row];
+        const std::int64_t begin = part % parts * (kRuns * kStep) + threadIdx.x % kWarp * kWidth;
+        const bool exists = index >= 0 && index < weight.N;
+        const std::int64_t first = exists ? index * K : 0;
+        Bytes bytes[kRuns];
+        float scales[kRuns];
+        for (int r = 0; r < kRuns; ++r) {
+            const std::int64_t at = begin + r * kStep;
+            scales[r] = __uint_as_float(kNaNBits);
+            bytes[r] = {};
+            if (wide && exists && at < K) {
+                bytes[r] = *reinterpret_cast<const Bytes*>(weight.packed + (first + at) / 2);
+                scales[r] = weight.scales[(first + at) >> weight.blocksize_log2];
+            }
+        }
+        for (int r = 0; r < kRuns; ++r) {
+            const std::int64_t at = begin + r * kStep;
+            T values[kWidth];
+            for (int i = 0; i < kWidth; ++i) {
+                if (wide) {
+                    values[i] = convert<T>(__fmul_rn(table.at(bytes[r], i), scales[r]));
+                } else if (at + i < K) {
+                    const std::int64_t element = first + at + i;
+                    const unsigned byte = exists ? weight.packed[element / 2] : 0;
+                    const float scale = exists ? weight.scales[element >> weight.blocksize_log2] : scales[r];
+                    values[i] = convert<T>(__fmul_rn(table[element % 2 == 0 ? byte >> 4 : byte & 15], scale));
+                }
+            }
+            write<kWidth>(out + row * K, at, K, wide, values);
+        }
+    }
+}
+
+}  // namespace
+
+void embedding_4bit(Indices indices, const Weight4bit& table, DType dtype, void* out, Stream stream) {
+    visit(dtype, [&](auto t) {
+        using T = typename decltype(t)::type;
+        constexpr std::int64_t kPart = kRuns * kWarp * kItems<T>, kWarps = kThreads / kWarp;
+        const std::int64_t parts = (table.K + kPart - 1) / kPart, all = indices.count * parts;
+        const bool wide = table.K % kItems<T> == 0 && aligned(table.packed, out);
+        launch("embedding_4bit", embed<T>, resident((all + kWarps - 1) / kWarps), kThreads, stream, indices, table,
+               four_bit(table.type), parts, wide, static_cast<T*>(out));
+    });
+}
+
+}  // namespace bnb_core

@@ -1,0 +1,84 @@
+"""4-bit weights, NF4 and FP4, on NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from bnb_core.ops_registry.checks import ceil_div
+from bnb_core.ops_registry.memory import NAMES, address, contiguous, filled, new_tensor, writable
+
+from .streams import place
+
+
+class FourBit:
+    """The kernels of a native module."""
+
+    def __init__(self, native: ModuleType) -> None:
+        self._native = native
+
+    def quantize_4bit(
+        self, A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Codes of `A * (1 / absmax)`, two to a byte, and the absmax of each block."""
+        A, n = A.contiguous(), A.numel()
+        units = ceil_div(ceil_div(n, 2), quant_storage.itemsize)
+        packed = A.new_empty(units, 1, dtype=quant_storage)
+        absmax = A.new_empty(ceil_div(n, blocksize), dtype=torch.float32)
+        self._native.quantize_4bit(
+            *place(A),
+            *(A.data_ptr(), NAMES[A.dtype], n, blocksize, quant_type),
+            *(packed.data_ptr(), units * quant_storage.itemsize, absmax.data_ptr()),
+        )
+        return packed, absmax
+
+    def dequantize_4bit(
+        self,
+        A: Tensor,
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The value of each code times the absmax of its block: one fp32 product, rounded once to `dtype`."""
+        result = new_tensor(A, *shape, dtype=dtype) if out is None else writable(out, A, absmax)
+        A, absmax = A.contiguous(), absmax.contiguous()
+        self._native.dequantize_4bit(
+            *place(A),
+            *(A.data_ptr(), absmax.data_ptr(), blocksize, quant_type),
+            *(math.prod(shape), NAMES[dtype], result.data_ptr()),
+        )
+        return result if out is None else filled(out, result)
+
+    def embedding_4bit(
+        self,
+        indices: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        dtype: torch.dtype,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+    ) -> Tensor:
+        """Rows `indices` of the weight, decoded. An index outside gives NaN."""
+        N, K = shapeB
+        indices, B, absmax = indices.contiguous(), B.contiguous(), absmax.contiguous()
+        absmax_8bit, absmax_code = contiguous(absmax_8bit), contiguous(absmax_code)
+        out = B.new_empty((*indices.shape, K), dtype=dtype)
+        self._native.embedding_4bit(
+            *place(B),
+            *(indices.data_ptr(), indices.dtype == torch.int64, indices.numel()),
+            *(B.data_ptr(), N, K, absmax.data_ptr(), blocksize, quant_type, NAMES[dtype]),
+            *(address(absmax_8bit), address(absmax_code), 0 if absmax_code is None else absmax_code.numel()),
+            *(address(absmax_offset), out.data_ptr()),
+        )
+        return out
