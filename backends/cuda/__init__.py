@@ -27,7 +27,7 @@ OPS = {
         "optimizer_step_8bit",
         "optimizer_step_8bit_blockwise",
     ),
-    "fourbit": ("quantize_4bit", "dequantize_4bit", "embedding_4bit"),
+    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit", "embedding_4bit"),
 }
 
 

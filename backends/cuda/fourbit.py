@@ -56,6 +56,41 @@ class FourBit:
         )
         return result if out is None else filled(out, result)
 
+    def gemm_4bit(
+        self,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: Tensor | None = None,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """A [..., K] times the transpose of the weight [N, K], plus bias; summed in fp32, rounded once to A's dtype.
+
+        Tensor cores get the values of codes rounded to A's dtype; scales stay fp32.
+        """
+        N, K = shapeB
+        rows = A.shape[:-1]
+        if out is None:
+            result = A.new_empty(*rows, N)
+        else:
+            result = writable(out, A, B, absmax, bias, absmax_8bit, absmax_code, absmax_offset)
+        A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
+        bias, absmax_8bit, absmax_code = contiguous(bias), contiguous(absmax_8bit), contiguous(absmax_code)
+        self._native.gemm_4bit(
+            *place(A),
+            *(A.data_ptr(), NAMES[A.dtype], math.prod(rows), B.data_ptr(), N, K, absmax.data_ptr()),
+            *(address(absmax_8bit), address(absmax_code), 0 if absmax_code is None else absmax_code.numel()),
+            *(address(absmax_offset), blocksize, quant_type),
+            *(address(bias), "float32" if bias is None else NAMES[bias.dtype], result.data_ptr()),
+        )
+        return result if out is None else filled(out, result)
+
     def embedding_4bit(
         self,
         indices: Tensor,

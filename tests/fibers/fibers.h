@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "../../backends/cuda/csrc/stream.h"
+#include "native/dtype.h"
 
 #define __global__
 #define __device__
@@ -171,11 +172,37 @@ class Block {
 
 inline int lane() { return static_cast<int>(threadIdx.x % kWarp); }
 
+// Element i of those that stand in 32 bits each.
+template <class T>
+float element(const std::uint32_t* words, int i) {
+    return to_float(T{static_cast<std::uint16_t>(words[i / 2] >> (i % 2 * 16))});
+}
+
+// mma.sync.aligned.m16n8k16.row.col: sums[16, 8] += a[16, 16] b[16, 8] of a 16-bit T.
+template <class T>
+void mma(float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+    struct Parts {
+        std::uint32_t a[4], b[2];
+    };
+    const Parts* lanes = Block::current()->exchange(Parts{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+        for (int k = 0; k < 16; ++k) {
+            const int of_four = k % 8 / 2, upper = k / 8;
+            const Parts& left = lanes[row % 8 * 4 + of_four];
+            const Parts& right = lanes[column * 4 + of_four];
+            sums[i] += element<T>(left.a, (2 * upper + row / 8) * 2 + k % 2) * element<T>(right.b, upper * 2 + k % 2);
+        }
+    }
+}
+
 }  // namespace fibers
 
 struct DeviceGuard {
     explicit DeviceGuard(int) {}
 };
+
+inline int architecture() { return 80; }
 
 // Few, so that blocks work on several parts.
 inline std::int64_t resident(std::int64_t parts, std::int64_t = 8) { return std::min<std::int64_t>(parts, 2); }

@@ -36,15 +36,6 @@ __device__ __forceinline__ void read(const T* from, std::int64_t begin, std::int
     for (int i = 0; i < COUNT; ++i) to[i] = to_float(found.of[i]);
 }
 
-// The elements as they are, likewise.
-template <int COUNT, class T>
-__device__ __forceinline__ Items<T, COUNT> fetch(const T* from, std::int64_t begin, std::int64_t n, bool wide) {
-    if (wide && begin + COUNT <= n) return *reinterpret_cast<const Items<T, COUNT>*>(from + begin);
-    Items<T, COUNT> found;
-    for (int i = 0; i < COUNT; ++i) found.of[i] = begin + i < n ? from[begin + i] : T{};
-    return found;
-}
-
 // The elements that exist, in their type.
 template <int COUNT, class T>
 __device__ __forceinline__ void write(T* to, std::int64_t begin, std::int64_t n, bool wide, const T (&from)[COUNT]) {

@@ -51,6 +51,15 @@ inline int processors() {
     return count;
 }
 
+// Of the current device: 90 for compute capability 9.0.
+inline int architecture() {
+    int device = 0, major = 0, minor = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
+    return 10 * major + minor;
+}
+
 // Blocks that each work on several parts: so many that the current device is full, and no more than there are parts.
 // each: how many a multiprocessor holds, of 256 threads where nothing else is said.
 inline std::int64_t resident(std::int64_t parts, std::int64_t each = 8) {

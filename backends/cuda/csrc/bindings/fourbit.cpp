@@ -31,7 +31,7 @@ void bind_fourbit(py::module_& m) {
                dequantize_4bit(pointer<const std::uint8_t>(A), pointer<const float>(absmax), log2_of(blocksize),
                                quant_type_of(quant_type), n, dtype_of(dtype), pointer<void>(out), stream_of(stream));
            });
-    if (false) define(m, "gemm_4bit",
+    define(m, "gemm_4bit",
            [](std::int64_t device, Address stream, Address A, std::string_view dtype, std::int64_t M, Address B,
               std::int64_t N, std::int64_t K, Address absmax, Address absmax_8bit, Address absmax_code,
               std::int64_t code_size, Address absmax_offset, std::int64_t blocksize, std::string_view quant_type,
@@ -40,7 +40,8 @@ void bind_fourbit(py::module_& m) {
                const Weight4bit weight{pointer<const std::uint8_t>(B), N, K,
                                        scales_of(absmax, absmax_8bit, absmax_code, code_size, absmax_offset),
                                        log2_of(blocksize), quant_type_of(quant_type)};
-               (void)weight;
+               gemm_4bit(pointer<const void>(A), dtype_of(dtype), M, weight, pointer<const void>(bias),
+                         dtype_of(bias_dtype), pointer<void>(out), stream_of(stream));
            });
     define(m, "embedding_4bit",
            [](std::int64_t device, Address stream, Address indices, bool wide, std::int64_t count, Address B,

@@ -6,32 +6,28 @@ namespace bnb_core {
 
 namespace {
 
-constexpr int kRuns = 4;  // of a thread, under way at a time
+constexpr int kRuns = 4;             // of a thread, under way at a time
+constexpr int kBlocksOfThreads = 5;  // that a multiprocessor holds
 
 // Elements of a thread side by side: what one access writes.
 template <class T>
 constexpr int kItems = 16 / sizeof(T);
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksOfThreads)
     dequantize(const std::uint8_t* packed, const float* absmax, int blocksize_log2, FourBit type, std::int64_t n,
                bool wide, T* out) {
     __shared__ Values table;
     table.make(type);
     constexpr int kWidth = kItems<T>;
-    using Bytes = Items<std::uint8_t, kWidth / 2>;
     constexpr std::int64_t kTile = kThreads * kWidth;
     for (std::int64_t tile = blockIdx.x * kTile * kRuns; tile < n; tile += gridDim.x * kTile * kRuns) {
         const std::int64_t begin = tile + threadIdx.x * kWidth;
-        Bytes bytes[kRuns];
+        Items<std::uint8_t, kWidth / 2> bytes[kRuns];
         float scales[kRuns];
         for (int r = 0; r < kRuns; ++r) {
             const std::int64_t at = begin + r * kTile;
-            if (wide && at + kWidth <= n) {
-                bytes[r] = *reinterpret_cast<const Bytes*>(packed + at / 2);
-            } else {
-                for (int i = 0; i < kWidth; i += 2) bytes[r].of[i / 2] = at + i < n ? packed[(at + i) / 2] : 0;
-            }
+            bytes[r] = read<kWidth / 2>(packed, at / 2, (n + 1) / 2, wide);
             scales[r] = at < n ? absmax[at >> blocksize_log2] : 0.0f;
         }
         for (int r = 0; r < kRuns; ++r) {
@@ -49,8 +45,8 @@ void dequantize_4bit(const std::uint8_t* packed, const float* absmax, int blocks
     visit(dtype, [&](auto t) {
         using T = typename decltype(t)::type;
         constexpr std::int64_t kTile = kThreads * kItems<T> * kRuns;
-        launch("dequantize_4bit", dequantize<T>, resident((n + kTile - 1) / kTile), kThreads, stream, packed, absmax,
-               blocksize_log2, four_bit(type), n, aligned(packed, out), static_cast<T*>(out));
+        launch("dequantize_4bit", dequantize<T>, resident((n + kTile - 1) / kTile, kBlocksOfThreads), kThreads, stream,
+               packed, absmax, blocksize_log2, four_bit(type), n, aligned(packed, out), static_cast<T*>(out));
     });
 }
 

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads)
     __shared__ Values table;
     table.make(type);
     constexpr int kWidth = kItems<T>, kStep = kWarp * kWidth;
-    using Bytes = Items<std::uint8_t, kWidth / 2>;
+    const float none = __uint_as_float(kNaNBits);
     const std::int64_t K = weight.K, all = indices.count * parts;
     const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * (kThreads / kWarp);
     std::int64_t part = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
@@ -28,31 +28,29 @@ __global__ void __launch_bounds__(kThreads)
         const std::int64_t begin = part % parts * (kRuns * kStep) + threadIdx.x % kWarp * kWidth;
         const bool exists = index >= 0 && index < weight.N;
         const std::int64_t first = exists ? index * K : 0;
-        Bytes bytes[kRuns];
+        if (!wide) {
+            for (std::int64_t at = begin; at < K && at < begin + kRuns * kStep; at += kStep) {
+                for (int i = 0; i < kWidth && at + i < K; ++i) {
+                    const std::int64_t element = first + at + i;
+                    const unsigned byte = exists ? weight.packed[element / 2] : 0;
+                    const float scale = exists ? weight.scales[element >> weight.blocksize_log2] : none;
+                    const float value = table[element % 2 == 0 ? byte >> 4 : byte & 15];
+                    out[row * K + at + i] = convert<T>(__fmul_rn(value, scale));
+                }
+            }
+            continue;
+        }
+        Items<std::uint8_t, kWidth / 2> bytes[kRuns];
         float scales[kRuns];
         for (int r = 0; r < kRuns; ++r) {
             const std::int64_t at = begin + r * kStep;
-            scales[r] = __uint_as_float(kNaNBits);
-            bytes[r] = {};
-            if (wide && exists && at < K) {
-                bytes[r] = *reinterpret_cast<const Bytes*>(weight.packed + (first + at) / 2);
-                scales[r] = weight.scales[(first + at) >> weight.blocksize_log2];
-            }
+            bytes[r] = read<kWidth / 2>(weight.packed + first / 2, at / 2, exists ? K / 2 : 0, true);
+            scales[r] = exists && at < K ? weight.scales[(first + at) >> weight.blocksize_log2] : none;
         }
         for (int r = 0; r < kRuns; ++r) {
-            const std::int64_t at = begin + r * kStep;
             T values[kWidth];
-            for (int i = 0; i < kWidth; ++i) {
-                if (wide) {
-                    values[i] = convert<T>(__fmul_rn(table.at(bytes[r], i), scales[r]));
-                } else if (at + i < K) {
-                    const std::int64_t element = first + at + i;
-                    const unsigned byte = exists ? weight.packed[element / 2] : 0;
-                    const float scale = exists ? weight.scales[element >> weight.blocksize_log2] : scales[r];
-                    values[i] = convert<T>(__fmul_rn(table[element % 2 == 0 ? byte >> 4 : byte & 15], scale));
-                }
-            }
-            write<kWidth>(out + row * K, at, K, wide, values);
+            for (int i = 0; i < kWidth; ++i) values[i] = convert<T>(__fmul_rn(table.at(bytes[r], i), scales[r]));
+            write<kWidth>(out + row * K, begin + r * kStep, K, true, values);
         }
     }
 }

@@ -7,7 +7,7 @@ namespace bnb_core {
 namespace {
 
 constexpr int kItems = 8, kRuns = 2;  // elements of a thread side by side, and such runs of its block
-constexpr int kBlocksOfThreads = 5;   // that a multiprocessor holds
+constexpr int kBlocksOfThreads = 4;   // that a multiprocessor holds
 
 // A block is kRuns * kItems elements of each of 1 to kThreads threads.
 template <class T>

@@ -89,7 +89,7 @@ using Values = float[kRuns][kRun];
 template <class T>
 __device__ __forceinline__ Lane<T> fetch(const T* from, const Place& place) {
     Lane<T> lane;
-    for (int r = 0; r < kRuns; ++r) lane.run[r] = fetch<kRun>(from, place.run(r), place.n, place.wide);
+    for (int r = 0; r < kRuns; ++r) lane.run[r] = read<kRun>(from, place.run(r), place.n, place.wide);
     return lane;
 }
 

@@ -1,0 +1,158 @@
+#include <type_traits>
+
+#include "../items.cuh"
+#include "../warp.cuh"
+#include "mma.cuh"
+#include "product.cuh"
+
+namespace bnb_core {
+
+namespace {
+
+// The rows of the weight are rows of what tensor cores multiply, and the rows of A its columns. The warps of a block
+// share the same rows, and divide k. As both sides may take the k of a product in any order, lane j of four has 16
+// codes of a unit that stand side by side, and the elements of A that belong to them.
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kRows = 16, kColumns = 8;  // of a tile
+constexpr int kSteps = kUnit / 16;
+constexpr int kBytes = 256;
+
+struct Codes {
+    std::uint16_t of[16];  // the bits of the values in the dtype of A
+};
+
+template <class T>
+Codes codes_of(const FourBit& type) {
+    Codes codes;
+    for (int i = 0; i < 16; ++i) codes.of[i] = convert<T>(type.values[i]).bits;
+    return codes;
+}
+
+// A unit's codes and scales of the rows of a lane: g and g + 8 of each tile.
+template <int HEIGHT>
+struct Unit {
+    Items<std::uint32_t, 2> codes[HEIGHT][2];
+    float scales[HEIGHT][2];
+};
+
+template <class T, int HEIGHT, int WIDTH, int DEPTH>
+__global__ void __launch_bounds__(kThreads)
+    multiply(const T* A, std::int64_t M, Weight4bit weight, Codes codes, Bias bias, T* out) {
+    __shared__ std::uint32_t pairs[kBytes][kWarp];  // both values of a byte, a copy for each lane
+    __shared__ float parts[2][kWarps][4 * kWarp];
+    for (int i = threadIdx.x; i < kBytes * kWarp; i += kThreads) {
+        const int byte = i / kWarp;
+        pairs[byte][i % kWarp] = codes.of[byte >> 4] | static_cast<std::uint32_t>(codes.of[byte & 15]) << 16;
+    }
+    __syncthreads();
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, j = lane % 4;
+    const std::int64_t N = weight.N, K = weight.K, units = K / kUnit, share = (units + kWarps - 1) / kWarps;
+    const std::int64_t begin = warp * share, end = begin + share < units ? begin + share : units;
+    for (std::int64_t n0 = static_cast<std::int64_t>(blockIdx.x) * (HEIGHT * kRows); n0 < N;
+         n0 += static_cast<std::int64_t>(gridDim.x) * (HEIGHT * kRows)) {
+        const auto fetch = [&](std::int64_t unit) {
+            Unit<HEIGHT> found;
+            for (int h = 0; h < HEIGHT; ++h) {
+                for (int half = 0; half < 2; ++half) {
+                    const std::int64_t row = n0 + h * kRows + half * 8 + g;
+                    const std::int64_t element = (row < N ? row : N - 1) * K + unit * kUnit;
+                    found.codes[h][half] = *reinterpret_cast<const Items<std::uint32_t, 2>*>(
+                        weight.packed + element / 2 + j * (kUnit / 8));
+                    found.scales[h][half] = weight.scales[element >> weight.blocksize_log2];
+                }
+            }
+            return found;
+        };
+        float totals[HEIGHT][WIDTH][4] = {};
+        const auto add = [&](const Unit<HEIGHT>& found, std::int64_t unit) {
+            std::uint32_t a[HEIGHT][kSteps][4];
+            for (int h = 0; h < HEIGHT; ++h) {
+                for (int s = 0; s < kSteps; ++s) {
+                    for (int i = 0; i < 4; ++i) {
+                        const std::uint32_t four = found.codes[h][i % 2].of[s / 2];
+                        a[h][s][i] = pairs[four >> (s % 2 * 16 + i / 2 * 8) & 255u][lane];
+                    }
+                }
+            }
+            for (int w = 0; w < WIDTH; ++w) {
+                const std::int64_t row = w * kColumns + g;
+                Items<std::uint32_t, 8> b = {};
+                if (row < M) {
+                    b = *reinterpret_cast<const Items<std::uint32_t, 8>*>(A + row * K + unit * kUnit + j * (kUnit / 4));
+                }
+                for (int h = 0; h < HEIGHT; ++h) {
+                    float sums[4] = {};
+                    for (int s = 0; s < kSteps; ++s) mma<T>(sums, a[h][s], b.of[2 * s], b.of[2 * s + 1]);
+                    for (int i = 0; i < 4; ++i) {
+                        totals[h][w][i] = __fmaf_rn(sums[i], found.scales[h][i / 2], totals[h][w][i]);
+                    }
+                }
+            }
+        };
+        Unit<HEIGHT> next[DEPTH];
+        for (int i = 0; i < DEPTH; ++i) {
+            if (begin + i < end) next[i] = fetch(begin + i);
+        }
+        for (std::int64_t unit = begin; unit < end; unit += DEPTH) {
+            for (int i = 0; i < DEPTH; ++i) {
+                if (unit + i < end) {
+                    const Unit<HEIGHT> found = next[i];
+                    if (unit + i + DEPTH < end) next[i] = fetch(unit + i + DEPTH);
+                    add(found, unit + i);
+                }
+            }
+        }
+        // Two tiles at a time, each element by a thread.
+        constexpr int kTiles = HEIGHT * WIDTH;
+#pragma unroll
+        for (int first = 0; first < kTiles; first += 2) {
+            __syncthreads();  // the parts before are read
+#pragma unroll
+            for (int tile = first; tile < first + 2 && tile < kTiles; ++tile) {
+                for (int i = 0; i < 4; ++i)
+                    parts[tile - first][warp][i * kWarp + lane] = totals[tile / WIDTH][tile % WIDTH][i];
+            }
+            __syncthreads();
+            const int tile = first + threadIdx.x / (4 * kWarp), element = threadIdx.x % (4 * kWarp),
+                      i = element / kWarp;
+            const std::int64_t row = tile % WIDTH * kColumns + 2 * j + i % 2;
+            const std::int64_t n = n0 + tile / WIDTH * kRows + i / 2 * 8 + g;
+            if (tile < kTiles && row < M && n < N) {
+                float total = 0.0f;
+                for (int w = 0; w < kWarps; ++w) total = __fadd_rn(total, parts[tile - first][w][element]);
+                out[row * N + n] = convert<T>(__fadd_rn(total, bias[n]));
+            }
+        }
+    }
+}
+
+template <class T>
+void multiply_rows(const T* A, std::int64_t M, const Weight4bit& weight, Bias bias, T* out, Stream stream) {
+    const Codes codes = codes_of<T>(four_bit(weight.type));
+    const auto with = [&](auto kernel, int height, int each) {
+        const std::int64_t tiles = (weight.N + height * kRows - 1) / (height * kRows);
+        launch("gemm_4bit", kernel, resident(tiles, each), kThreads, stream, A, M, weight, codes, bias, out);
+    };
+    if (M <= 8) return with(multiply<T, 1, 1, 4>, 1, 3);
+    if (M <= 16) return with(multiply<T, 1, 2, 4>, 1, 2);
+    if (M <= 32) return with(multiply<T, 2, 4, 2>, 2, 2);
+    with(multiply<T, 2, 8, 2>, 2, 1);
+}
+
+}  // namespace
+
+void multiply_by_tiles(const void* A, DType dtype, std::int64_t M, const Weight4bit& weight, Bias bias, void* out,
+                       Stream stream) {
+    constexpr std::int64_t kMost = 8 * kColumns;
+    visit(dtype, [&](auto t) {
+        using T = typename decltype(t)::type;
+        if constexpr (!std::is_same_v<T, float>) {
+            for (std::int64_t row = 0; row < M; row += kMost) {
+                multiply_rows(static_cast<const T*>(A) + row * weight.K, M - row < kMost ? M - row : kMost, weight,
+                              bias, static_cast<T*>(out) + row * weight.N, stream);
+            }
+        }
+    });
+}
+
+}  // namespace bnb_core
