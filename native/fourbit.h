@@ -22,7 +22,7 @@ struct Scales {
     BNB_INLINE float operator[](std::int64_t block) const {
         if (codes == nullptr) return absmax[block];
         const float value = codes[block] < codebook_size ? codebook[codes[block]] : float_of(kNaNBits);
-        return value * absmax[block / kGroup] + *offset;
+        return value * absmax[static_cast<std::uint64_t>(block) / kGroup] + *offset;
     }
 };
 

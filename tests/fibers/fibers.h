@@ -26,6 +26,7 @@
 #define __device__
 #define __host__
 #define __constant__
+#define __grid_constant__
 #define __shared__ static
 #define __forceinline__ inline
 #define __restrict__

@@ -15,8 +15,8 @@ constexpr int kItems = 16 / sizeof(T);
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksOfThreads)
-    dequantize(const std::uint8_t* packed, const float* absmax, int blocksize_log2, FourBit type, std::int64_t n,
-               bool wide, T* out) {
+    dequantize(const std::uint8_t* packed, const float* absmax, int blocksize_log2,
+               const __grid_constant__ FourBit type, std::int64_t n, bool wide, T* out) {
     __shared__ Values table;
     table.make(type);
     constexpr int kWidth = kItems<T>;

@@ -15,7 +15,8 @@ constexpr int kItems = 16 / sizeof(T);
 // A warp for each part of a row. WIDE: rows are whole runs, and everything is aligned.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    embed(Indices indices, Weight4bit weight, FourBit type, std::int64_t parts, bool wide, T* out) {
+    embed(Indices indices, Weight4bit weight, const __grid_constant__ FourBit type, std::int64_t parts, bool wide,
+          T* out) {
     __shared__ Values table;
     table.make(type);
     constexpr int kWidth = kItems<T>, kStep = kWarp * kWidth;

@@ -6,12 +6,13 @@ namespace bnb_core {
 
 namespace {
 
-constexpr int kItems = 8, kRuns = 4;  // elements of a lane side by side, and how many such are under way at a time
+constexpr int kItems = 8;  // of a lane, side by side
 
 // A warp for each column, and ROWS rows of it. WIDE: rows are whole runs, and everything is aligned.
 template <class T, int ROWS>
 __global__ void __launch_bounds__(kThreads)
-    multiply(const T* A, std::int64_t M, Weight4bit weight, FourBit type, Bias bias, bool wide, T* out) {
+    multiply(const T* A, std::int64_t M, Weight4bit weight, const __grid_constant__ FourBit type, Bias bias, bool wide,
+             T* out) {
     __shared__ Values table;
     table.make(type);
     const std::int64_t N = weight.N, K = weight.K, all = (M + ROWS - 1) / ROWS * N;
@@ -27,7 +28,7 @@ __global__ void __launch_bounds__(kThreads)
             rows[r] = A + (row < M ? row : M - 1) * K;
         }
         if (wide) {
-            constexpr int kStep = kWarp * kItems;
+            constexpr int kStep = kWarp * kItems, kRuns = ROWS == 1 ? 4 : 2;  // under way at a time
             for (std::int64_t begin = lane * kItems; begin < K; begin += kRuns * kStep) {
                 Items<std::uint8_t, kItems / 2> bytes[kRuns];
                 float scales[kRuns];

@@ -35,54 +35,86 @@ struct Unit {
     float scales[HEIGHT][2];
 };
 
-template <class T, int HEIGHT, int WIDTH, int DEPTH>
-__global__ void __launch_bounds__(kThreads)
-    multiply(const T* A, std::int64_t M, Weight4bit weight, Codes codes, Bias bias, T* out) {
-    __shared__ std::uint32_t pairs[kBytes][kWarp];  // both values of a byte, a copy for each lane
-    __shared__ float parts[2][kWarps][4 * kWarp];
-    for (int i = threadIdx.x; i < kBytes * kWarp; i += kThreads) {
-        const int byte = i / kWarp;
-        pairs[byte][i % kWarp] = codes.of[byte >> 4] | static_cast<std::uint32_t>(codes.of[byte & 15]) << 16;
+// Values of the two codes of a byte, a copy for each lane.
+struct Pairs {
+    std::uint32_t of[kBytes][kWarp];
+
+    __device__ void make(const Codes& codes) {
+        for (int i = threadIdx.x; i < kBytes * kWarp; i += kThreads) {
+            const int byte = i / kWarp;
+            of[byte][i % kWarp] = codes.of[byte >> 4] | static_cast<std::uint32_t>(codes.of[byte & 15]) << 16;
+        }
+        __syncthreads();
     }
-    __syncthreads();
+
+    // Of byte i of four; `lane` is the place of the lane's copy.
+    __device__ __forceinline__ std::uint32_t at(std::uint32_t four, int i, std::uint32_t lane) const {
+        constexpr int kRow = 7;  // log2 of the size of a row
+        const std::uint32_t row = i == 0 ? four << kRow : four >> (8 * i - kRow);
+        const std::uint32_t place = (row & ((kBytes - 1) << kRow)) | lane;
+        return *reinterpret_cast<const std::uint32_t*>(reinterpret_cast<const char*>(of) + place);
+    }
+};
+
+template <class T, int HEIGHT, int WIDTH, int DEPTH, int RESIDENT>
+__global__ void __launch_bounds__(kThreads, RESIDENT)
+    multiply(const T* A, std::int64_t M, Weight4bit weight, const __grid_constant__ Codes codes, Bias bias, T* out) {
+    __shared__ Pairs pairs;
+    __shared__ float parts[2][kWarps][4 * kWarp];
+    bool made = false;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, j = lane % 4;
-    const std::int64_t N = weight.N, K = weight.K, units = K / kUnit, share = (units + kWarps - 1) / kWarps;
-    const std::int64_t begin = warp * share, end = begin + share < units ? begin + share : units;
+    const std::int64_t N = weight.N, K = weight.K;
+    const int units = static_cast<int>(K / kUnit), share = (units + kWarps - 1) / kWarps, begin = warp * share;
+    const int count = units - begin < share ? units - begin : share;
+    const T* const x = A + g * K + static_cast<std::int64_t>(begin) * kUnit + j * (kUnit / 4);
     for (std::int64_t n0 = static_cast<std::int64_t>(blockIdx.x) * (HEIGHT * kRows); n0 < N;
          n0 += static_cast<std::int64_t>(gridDim.x) * (HEIGHT * kRows)) {
-        const auto fetch = [&](std::int64_t unit) {
+        const std::uint8_t* packed[HEIGHT][2];
+        std::uint32_t first[HEIGHT][2];
+        for (int h = 0; h < HEIGHT; ++h) {
+            for (int half = 0; half < 2; ++half) {
+                const std::int64_t n = n0 + h * kRows + half * 8 + g, unit = (n < N ? n : N - 1) * units + begin;
+                packed[h][half] = weight.packed + unit * (kUnit / 2) + j * (kUnit / 8);
+                first[h][half] = static_cast<std::uint32_t>(unit);
+            }
+        }
+        const auto fetch = [&](int unit) {
             Unit<HEIGHT> found;
             for (int h = 0; h < HEIGHT; ++h) {
                 for (int half = 0; half < 2; ++half) {
-                    const std::int64_t row = n0 + h * kRows + half * 8 + g;
-                    const std::int64_t element = (row < N ? row : N - 1) * K + unit * kUnit;
-                    found.codes[h][half] = *reinterpret_cast<const Items<std::uint32_t, 2>*>(
-                        weight.packed + element / 2 + j * (kUnit / 8));
-                    found.scales[h][half] = weight.scales[element >> weight.blocksize_log2];
+                    found.codes[h][half] =
+                        *reinterpret_cast<const Items<std::uint32_t, 2>*>(packed[h][half] + unit * (kUnit / 2));
+                    found.scales[h][half] =
+                        weight.scales[(first[h][half] + unit) >> (weight.blocksize_log2 - kUnitLog2)];
                 }
             }
             return found;
         };
         float totals[HEIGHT][WIDTH][4] = {};
-        const auto add = [&](const Unit<HEIGHT>& found, std::int64_t unit) {
+        const auto add = [&](const Unit<HEIGHT>& found, int unit) {
             std::uint32_t a[HEIGHT][kSteps][4];
+#pragma unroll
             for (int h = 0; h < HEIGHT; ++h) {
+#pragma unroll
                 for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                        const std::uint32_t four = found.codes[h][i % 2].of[s / 2];
-                        a[h][s][i] = pairs[four >> (s % 2 * 16 + i / 2 * 8) & 255u][lane];
+                        a[h][s][i] = pairs.at(found.codes[h][i % 2].of[s / 2], s % 2 * 2 + i / 2, lane * 4);
                     }
                 }
             }
+            const T* rows = x + unit * kUnit;
+#pragma unroll
             for (int w = 0; w < WIDTH; ++w) {
-                const std::int64_t row = w * kColumns + g;
                 Items<std::uint32_t, 8> b = {};
-                if (row < M) {
-                    b = *reinterpret_cast<const Items<std::uint32_t, 8>*>(A + row * K + unit * kUnit + j * (kUnit / 4));
-                }
+                if (w * kColumns + g < M) b = *reinterpret_cast<const Items<std::uint32_t, 8>*>(rows);
+                rows += kColumns * K;
+#pragma unroll
                 for (int h = 0; h < HEIGHT; ++h) {
                     float sums[4] = {};
+#pragma unroll
                     for (int s = 0; s < kSteps; ++s) mma<T>(sums, a[h][s], b.of[2 * s], b.of[2 * s + 1]);
+#pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         totals[h][w][i] = __fmaf_rn(sums[i], found.scales[h][i / 2], totals[h][w][i]);
                     }
@@ -90,14 +122,18 @@ __global__ void __launch_bounds__(kThreads)
             }
         };
         Unit<HEIGHT> next[DEPTH];
+#pragma unroll
         for (int i = 0; i < DEPTH; ++i) {
-            if (begin + i < end) next[i] = fetch(begin + i);
+            if (i < count) next[i] = fetch(i);
         }
-        for (std::int64_t unit = begin; unit < end; unit += DEPTH) {
+        if (!made) pairs.make(codes);  // while the first codes are on their way
+        made = true;
+        for (int unit = 0; unit < count; unit += DEPTH) {
+#pragma unroll
             for (int i = 0; i < DEPTH; ++i) {
-                if (unit + i < end) {
+                if (unit + i < count) {
                     const Unit<HEIGHT> found = next[i];
-                    if (unit + i + DEPTH < end) next[i] = fetch(unit + i + DEPTH);
+                    if (unit + i + DEPTH < count) next[i] = fetch(unit + i + DEPTH);
                     add(found, unit + i);
                 }
             }
@@ -133,10 +169,10 @@ void multiply_rows(const T* A, std::int64_t M, const Weight4bit& weight, Bias bi
         const std::int64_t tiles = (weight.N + height * kRows - 1) / (height * kRows);
         launch("gemm_4bit", kernel, resident(tiles, each), kThreads, stream, A, M, weight, codes, bias, out);
     };
-    if (M <= 8) return with(multiply<T, 1, 1, 4>, 1, 3);
-    if (M <= 16) return with(multiply<T, 1, 2, 4>, 1, 2);
-    if (M <= 32) return with(multiply<T, 2, 4, 2>, 2, 2);
-    with(multiply<T, 2, 8, 2>, 2, 1);
+    if (M <= 8) return with(multiply<T, 1, 1, 4, 3>, 1, 3);
+    if (M <= 16) return with(multiply<T, 1, 2, 4, 2>, 1, 2);
+    if (M <= 32) return with(multiply<T, 2, 4, 2, 1>, 2, 1);
+    with(multiply<T, 2, 8, 1, 1>, 2, 1);
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ struct Bias {
 void multiply_by_columns(const void* A, DType dtype, std::int64_t M, const Weight4bit& weight, Bias bias, void* out,
                          Stream stream);
 
-// 16-bit A and whole units of kUnit codes in blocks and rows, all aligned, by tensor cores.
-constexpr int kUnit = 64;
+// 16-bit A and whole units of kUnit codes in blocks and rows, fewer than 2^31, all aligned: by tensor cores.
+constexpr int kUnitLog2 = 6, kUnit = 1 << kUnitLog2;
 void multiply_by_tiles(const void* A, DType dtype, std::int64_t M, const Weight4bit& weight, Bias bias, void* out,
                        Stream stream);
 

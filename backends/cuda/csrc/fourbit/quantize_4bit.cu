@@ -12,8 +12,8 @@ constexpr int kBlocksOfThreads = 4;   // that a multiprocessor holds
 // A block is kRuns * kItems elements of each of 1 to kThreads threads.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksOfThreads)
-    quantize(const T* A, std::int64_t n, int threads_log2, Cells cells, bool wide, std::uint8_t* packed,
-             std::int64_t size, float* absmax) {
+    quantize(const T* A, std::int64_t n, int threads_log2, const __grid_constant__ Cells cells, bool wide,
+             std::uint8_t* packed, std::int64_t size, float* absmax) {
     __shared__ Nearest nearest;
     __shared__ std::uint32_t found[kThreads / kWarp];
     nearest.make(cells);
