@@ -76,9 +76,7 @@ class OptimizerSteps:
         """
         raise NotImplementedError
 
-    def run(
-        self, op: str, rule: str, lists: ParameterLists, now: Now, settings: tuple[Any, ...], *rest: Any
-    ) -> None:
+    def run(self, op: str, rule: str, lists: ParameterLists, now: Now, settings: tuple[Any, ...], *rest: Any) -> None:
         """Calls once for each dtype of the parameters."""
         dtypes = {p.dtype for p in lists.params}
         for dtype in dtypes:

@@ -19,6 +19,7 @@ from conftest import LEVEL
 
 from bnb_core import ops_registry
 from bnb_core.backends import cuda
+from bnb_core.backends.cuda.families import Families
 from bnb_core.conformance.attempts import ASPECTS, Subject
 
 pytestmark = pytest.mark.usefixtures("nothing_forced")
@@ -56,9 +57,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     patch.syspath_prepend(folder)
     native = importlib.import_module("cuda_fibers")
     module = ModuleType("cuda_as_fibers")
-    for family in cuda.OPS:
-        python = importlib.import_module(f"{cuda.__name__}.{family}")
-        setattr(module, family, getattr(python, family.capitalize())(native))
+    module.native = Families(native)
     patch.setitem(sys.modules, module.__name__, module)
     yield module.__name__
     patch.undo()

@@ -44,9 +44,9 @@ def is_built() -> bool:
 
 
 def rows(kernels: str = ".kernels", device: str = "cuda", name: str = "cuda/native") -> tuple[Kernel, ...]:
-    """The native rows: their functions are in attributes of the module `kernels`, one for each family."""
+    """The native rows. `kernels` names a module with an attribute `native`, of `families.Families`."""
     return tuple(
-        Kernel(op=op, device=device, name=name, fn=f"{kernels}:{family}.{op}")
+        Kernel(op=op, device=device, name=name, fn=f"{kernels}:native.{family}.{op}")
         for family, ops in OPS.items()
         for op in ops
     )

@@ -68,14 +68,7 @@ class Block {
     Block(int threads, const std::function<void()>& body) : body_(body), fibers_(threads) {
         const int warps = (threads + kWarp - 1) / kWarp;
         slots_.resize(static_cast<std::size_t>(warps) * kWarp);
-        for (int i = 0; i < threads; ++i) {
-            Fiber& fiber = fibers_[i];
-            getcontext(&fiber.context);
-            fiber.context.uc_stack.ss_sp = stack(i);
-            fiber.context.uc_stack.ss_size = kStack;
-            fiber.context.uc_link = &scheduler_;
-            makecontext(&fiber.context, &Block::enter, 0);
-        }
+        for (std::size_t i = 0; i < fibers_.size(); ++i) prepare(fibers_[i].context, stack(i));
     }
 
     void run() {
@@ -124,6 +117,14 @@ class Block {
         bool done = false;
         alignas(16) char seen[32 * kWarp];
     };
+
+    void prepare(ucontext_t& context, char* stack) {
+        getcontext(&context);
+        context.uc_stack.ss_sp = stack;
+        context.uc_stack.ss_size = kStack;
+        context.uc_link = &scheduler_;
+        makecontext(&context, &Block::enter, 0);
+    }
 
     // Kept for the blocks to come.
     static char* stack(std::size_t i) {
