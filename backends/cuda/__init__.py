@@ -15,20 +15,18 @@ API_VERSION = 1
 # Family → its operators.
 OPS = {
     "blockwise": ("quantize_blockwise", "dequantize_blockwise"),
+    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit", "embedding_4bit"),
     "int8": (
         *("int8_vectorwise_quant", "int8_vectorwise_quant_mask", "int8_vectorwise_dequant", "int8_double_quant"),
         *("int8_mm", "int8_mm_dequant", "int8_scaled_mm", "int8_mixed_scaled_mm", "int8_linear"),
     ),
     "optimizer": (
-        "optimizer_update_32bit",
-        "optimizer_update_8bit",
-        "optimizer_update_8bit_blockwise",
-        "optimizer_step_32bit",
-        "optimizer_step_8bit",
-        "optimizer_step_8bit_blockwise",
+        *("optimizer_update_32bit", "optimizer_update_8bit", "optimizer_update_8bit_blockwise"),
+        *("optimizer_step_32bit", "optimizer_step_8bit", "optimizer_step_8bit_blockwise"),
     ),
-    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit", "embedding_4bit"),
 }
+# Those whose kernels refuse some arguments, in `why_not_<op>`.
+LIMITED = {"gemm_4bit"}
 
 
 def is_available() -> bool:
@@ -46,7 +44,13 @@ def is_built() -> bool:
 def rows(kernels: str = ".kernels", device: str = "cuda", name: str = "cuda/native") -> tuple[Kernel, ...]:
     """The native rows. `kernels` names a module with an attribute `native`, of `families.Families`."""
     return tuple(
-        Kernel(op=op, device=device, name=name, fn=f"{kernels}:native.{family}.{op}")
+        Kernel(
+            op=op,
+            device=device,
+            name=name,
+            fn=f"{kernels}:native.{family}.{op}",
+            why_not=f"{kernels}:native.{family}.why_not_{op}" if op in LIMITED else None,
+        )
         for family, ops in OPS.items()
         for op in ops
     )

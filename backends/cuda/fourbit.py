@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -13,6 +14,18 @@ from bnb_core.ops_registry.checks import ceil_div
 from bnb_core.ops_registry.memory import NAMES, address, contiguous, filled, new_tensor, writable
 
 from .streams import place
+
+# More rows of A are multiplied faster with the whole weight decoded. Guesses, until they are measured.
+MOST_ROWS = 8
+MOST_ROWS_OF_TENSOR_CORES = {120: 32, 90: 64, 86: 32, 80: 64}  # by compute capability, for that and later ones
+# What tensor cores multiply by: whole runs of so many codes in blocks and in rows of a weight.
+UNIT = 64
+
+
+@cache
+def _most_rows_of_tensor_cores(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return next((most for arch, most in MOST_ROWS_OF_TENSOR_CORES.items() if arch <= 10 * major + minor), MOST_ROWS)
 
 
 class FourBit:
@@ -55,6 +68,17 @@ class FourBit:
             *(math.prod(shape), NAMES[dtype], result.data_ptr()),
         )
         return result if out is None else filled(out, result)
+
+    @staticmethod
+    def why_not_gemm_4bit(
+        A: Tensor, B: Tensor, shapeB: Sequence[int], absmax: Tensor, blocksize: int, *rest: object
+    ) -> str | None:
+        """Many rows are left to the composed kernel, which decodes the whole weight."""
+        if A.device.type != "cuda":  # tests are there for all rows
+            return None
+        by_tensor_cores = A.dtype != torch.float32 and shapeB[1] % UNIT == 0 and blocksize >= UNIT
+        M, most = math.prod(A.shape[:-1]), _most_rows_of_tensor_cores(A.device) if by_tensor_cores else MOST_ROWS
+        return None if M <= most else f"needs at most {most} rows, got A with {M}"
 
     def gemm_4bit(
         self,

@@ -28,12 +28,16 @@ Codes codes_of(const FourBit& type) {
     return codes;
 }
 
-// A unit's codes and scales of the rows of a lane: g and g + 8 of each tile.
+// A unit's codes and scales of the rows of a lane, g and g + 8 of each tile. Nested scales stay apart until they are
+// used, so that nothing waits for their codes.
 template <int HEIGHT>
 struct Unit {
     Items<std::uint32_t, 2> codes[HEIGHT][2];
     float scales[HEIGHT][2];
+    std::uint32_t nested[HEIGHT][2];
 };
+
+using Elements = Items<std::uint32_t, kUnit / 8>;  // of a row of A, those of a lane
 
 // Values of the two codes of a byte, a copy for each lane.
 struct Pairs {
@@ -58,9 +62,13 @@ struct Pairs {
 
 template <class T, int HEIGHT, int WIDTH, int DEPTH, int RESIDENT>
 __global__ void __launch_bounds__(kThreads, RESIDENT)
-    multiply(const T* A, std::int64_t M, Weight4bit weight, const __grid_constant__ Codes codes, Bias bias, T* out) {
+    multiply(const T* A, int M, Weight4bit weight, const __grid_constant__ Codes codes, Bias bias, T* out) {
     __shared__ Pairs pairs;
     __shared__ float parts[2][kWarps][4 * kWarp];
+    __shared__ float codebook[kBytes];  // of nested scales
+    const Scales scales = weight.scales;
+    const bool nested = scales.codes != nullptr;
+    const float offset = nested ? *scales.offset : 0.0f, none = __uint_as_float(kNaNBits);
     bool made = false;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, j = lane % 4;
     const std::int64_t N = weight.N, K = weight.K;
@@ -84,17 +92,28 @@ __global__ void __launch_bounds__(kThreads, RESIDENT)
                 for (int half = 0; half < 2; ++half) {
                     found.codes[h][half] =
                         *reinterpret_cast<const Items<std::uint32_t, 2>*>(packed[h][half] + unit * (kUnit / 2));
-                    found.scales[h][half] =
-                        weight.scales[(first[h][half] + unit) >> (weight.blocksize_log2 - kUnitLog2)];
+                    const std::uint32_t block = (first[h][half] + unit) >> (weight.blocksize_log2 - kUnitLog2);
+                    found.scales[h][half] = scales.absmax[nested ? block / Scales::kGroup : block];
+                    if (nested) found.nested[h][half] = scales.codes[block];
                 }
             }
             return found;
         };
+        const auto read_row = [&](int unit, int w) {
+            if (w * kColumns + g >= M) return Elements{};
+            return *reinterpret_cast<const Elements*>(x + w * kColumns * K + unit * kUnit);
+        };
         float totals[HEIGHT][WIDTH][4] = {};
-        const auto add = [&](const Unit<HEIGHT>& found, int unit) {
+        const auto add = [&](const Unit<HEIGHT>& found, const auto& row) {
             std::uint32_t a[HEIGHT][kSteps][4];
+            float factors[HEIGHT][2];
 #pragma unroll
             for (int h = 0; h < HEIGHT; ++h) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    factors[h][half] = found.scales[h][half];
+                    if (nested) factors[h][half] = codebook[found.nested[h][half]] * factors[h][half] + offset;
+                }
 #pragma unroll
                 for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
@@ -103,12 +122,9 @@ __global__ void __launch_bounds__(kThreads, RESIDENT)
                     }
                 }
             }
-            const T* rows = x + unit * kUnit;
 #pragma unroll
             for (int w = 0; w < WIDTH; ++w) {
-                Items<std::uint32_t, 8> b = {};
-                if (w * kColumns + g < M) b = *reinterpret_cast<const Items<std::uint32_t, 8>*>(rows);
-                rows += kColumns * K;
+                const Elements b = row(w);
 #pragma unroll
                 for (int h = 0; h < HEIGHT; ++h) {
                     float sums[4] = {};
@@ -116,25 +132,41 @@ __global__ void __launch_bounds__(kThreads, RESIDENT)
                     for (int s = 0; s < kSteps; ++s) mma<T>(sums, a[h][s], b.of[2 * s], b.of[2 * s + 1]);
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                        totals[h][w][i] = __fmaf_rn(sums[i], found.scales[h][i / 2], totals[h][w][i]);
+                        totals[h][w][i] = __fmaf_rn(sums[i], factors[h][i / 2], totals[h][w][i]);
                     }
                 }
             }
         };
         Unit<HEIGHT> next[DEPTH];
+        Elements ahead[WIDTH] = {};  // of the next unit, where registers allow it
+        constexpr bool kAhead = WIDTH <= 2;
 #pragma unroll
         for (int i = 0; i < DEPTH; ++i) {
             if (i < count) next[i] = fetch(i);
         }
-        if (!made) pairs.make(codes);  // while the first codes are on their way
-        made = true;
+        if (kAhead && count > 0) {
+            for (int w = 0; w < WIDTH; ++w) ahead[w] = read_row(0, w);
+        }
+        if (!made) {  // while the first codes are on their way
+            codebook[threadIdx.x] = threadIdx.x < scales.codebook_size ? scales.codebook[threadIdx.x] : none;
+            pairs.make(codes);
+            made = true;
+        }
         for (int unit = 0; unit < count; unit += DEPTH) {
 #pragma unroll
             for (int i = 0; i < DEPTH; ++i) {
                 if (unit + i < count) {
-                    const Unit<HEIGHT> found = next[i];
+                    if constexpr (kAhead) {
+                        Elements rows[WIDTH];
+                        for (int w = 0; w < WIDTH; ++w) rows[w] = ahead[w];
+                        if (unit + i + 1 < count) {
+                            for (int w = 0; w < WIDTH; ++w) ahead[w] = read_row(unit + i + 1, w);
+                        }
+                        add(next[i], [&](int w) { return rows[w]; });
+                    } else {
+                        add(next[i], [&](int w) { return read_row(unit + i, w); });
+                    }
                     if (unit + i + DEPTH < count) next[i] = fetch(unit + i + DEPTH);
-                    add(found, unit + i);
                 }
             }
         }
@@ -167,12 +199,13 @@ void multiply_rows(const T* A, std::int64_t M, const Weight4bit& weight, Bias bi
     const Codes codes = codes_of<T>(four_bit(weight.type));
     const auto with = [&](auto kernel, int height, int each) {
         const std::int64_t tiles = (weight.N + height * kRows - 1) / (height * kRows);
-        launch("gemm_4bit", kernel, resident(tiles, each), kThreads, stream, A, M, weight, codes, bias, out);
+        launch("gemm_4bit", kernel, resident(tiles, each), kThreads, stream, A, static_cast<int>(M), weight, codes,
+               bias, out);
     };
-    if (M <= 8) return with(multiply<T, 1, 1, 4, 3>, 1, 3);
+    if (M <= 8) return with(multiply<T, 1, 1, 4, 2>, 1, 2);
     if (M <= 16) return with(multiply<T, 1, 2, 4, 2>, 1, 2);
     if (M <= 32) return with(multiply<T, 2, 4, 2, 1>, 2, 1);
-    with(multiply<T, 2, 8, 1, 1>, 2, 1);
+    with(multiply<T, 2, 8, 2, 1>, 2, 1);
 }
 
 }  // namespace
