@@ -9,7 +9,8 @@ namespace bnb_core {
 constexpr int kEntries = 256;
 
 // Finds the value nearest to a number, exactly, for any table: boundaries are the midpoints of neighbours, rounded to
-// fp32, and a number on one belongs to the value below. The upper bits of a number say where to begin.
+// fp32, and a number on one belongs to the value below. The upper bits of a number say where to begin; it is none
+// beyond -1 and 1.
 struct Encoder {
     float boundaries[kEntries];  // ascending, Inf after the last
     std::uint8_t codes[kEntries];
@@ -20,10 +21,13 @@ struct Encoder {
     static constexpr int kCells = static_cast<int>(kLast - kFirst) + 1;
     std::uint8_t begin[2 * kCells];  // of each sign: the boundaries that are below all numbers of a cell
 
-    static __device__ __forceinline__ int cell(std::uint32_t bits) {
-        const std::uint32_t upper = (bits & 0x7FFFFFFFu) >> kShift;
-        const std::uint32_t bounded = upper < kFirst ? kFirst : upper > kLast ? kLast : upper;
-        return static_cast<int>(bounded - kFirst) + (bits >> 31 ? kCells : 0);
+    int most;        // boundaries within a cell
+    bool ascending;  // codes are positions
+
+    // Of a number from -1 to 1.
+    static __device__ __forceinline__ int cell(float t) {
+        const std::uint32_t upper = __float_as_uint(fmaxf(fabsf(t), 0x1p-23f)) >> kShift;
+        return static_cast<int>(upper) + (__float_as_uint(t) >> 31 ? kCells : 0) - static_cast<int>(kFirst);
     }
 
     // The smallest number of a cell, -Inf for the last of the negative ones.
@@ -34,9 +38,30 @@ struct Encoder {
     }
 
     __device__ __forceinline__ std::uint8_t nearest(float t) const {
-        int position = begin[cell(__float_as_uint(t))];
+        int position = begin[cell(t)];
         while (boundaries[position] < t) ++position;
         return codes[position];
+    }
+
+    // Of several numbers, whose lookups are under way together where few boundaries fall into each cell.
+    template <int COUNT>
+    __device__ __forceinline__ void nearest(const float (&t)[COUNT], std::uint8_t (&found)[COUNT]) const {
+        int position[COUNT];
+        for (int i = 0; i < COUNT; ++i) position[i] = begin[cell(t[i])];
+        if (most <= 2) {
+            for (int i = 0; i < COUNT; ++i) position[i] += boundaries[position[i]] < t[i];
+            if (most == 2) {
+                for (int i = 0; i < COUNT; ++i) position[i] += boundaries[position[i]] < t[i];
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) {
+                while (boundaries[position[i]] < t[i]) ++position[i];
+            }
+        }
+        for (int i = 0; i < COUNT; ++i) found[i] = static_cast<std::uint8_t>(position[i]);
+        if (ascending) return;
+        for (int i = 0; i < COUNT; ++i) found[i] = codes[position[i]];
     }
 
     // By all threads of a block, from `size` values.
@@ -51,7 +76,8 @@ struct Encoder {
         __syncthreads();
         bool rising = true;
         for (int j = i; j + 1 < size; j += blockDim.x) rising = rising && values[j] < values[j + 1];
-        if (__syncthreads_or(!rising)) sort(size, values);
+        const bool in_order = !__syncthreads_or(!rising);
+        if (!in_order) sort(size, values);
         for (int j = i; j + 1 < size; j += blockDim.x) {
             boundaries[j] = __fmul_rn(__fadd_rn(values[j], values[j + 1]), 0.5f);
         }
@@ -64,6 +90,18 @@ struct Encoder {
             }
             begin[j] = static_cast<std::uint8_t>(position);
         }
+        if (i == 0) {
+            most = 0;
+            ascending = in_order;
+        }
+        __syncthreads();
+        int between = 0;
+        for (int j = i; j < 2 * kCells; j += blockDim.x) {
+            // Where the numbers end that a cell is for: those of the one above it begin there.
+            const int end = j == kCells - 1 ? size - 1 : begin[j < kCells ? j + 1 : j == kCells ? 0 : j - 1];
+            between = end - begin[j] > between ? end - begin[j] : between;
+        }
+        atomicMax(&most, between);
         __syncthreads();
     }
 

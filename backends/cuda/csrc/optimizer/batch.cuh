@@ -15,9 +15,7 @@ constexpr int kBatch = 56;  // as many as the 4 KB of a kernel's arguments hold
 
 // Blocks that a multiprocessor holds, so that all moments of a rule stay in registers.
 template <class Rule>
-constexpr int kHeld = Rule::moments > 2   ? 2
-                      : Rule::moments > 1 ? 3
-                                          : 4;
+constexpr int kHeld = Rule::moments > 2 ? 2 : 3;
 
 // Parameters that one launch works on, cut into items of a number of elements, of which each warp does one at a time.
 struct Batch {
@@ -66,18 +64,28 @@ __device__ __forceinline__ float* scales_of(const Parameter& parameter, int k, i
 constexpr int kRun = 4, kRuns = 2;  // elements side by side, so that a warp reads whole lines of fp32, and such runs
 static_assert(kRun * kRuns * kWarp == kStateBlock);
 
-// Where the elements of a lane are: `at`, and in further runs kRun * kWarp later each.
+// Where the elements of a lane are: `at`, and in further runs kRun * kWarp later each. FULL: all lanes have all of
+// them, aligned; a warp finds that out once, so that its reads are under way together.
+template <bool FULL>
 struct Place {
-    std::int64_t at, n;
-    bool wide;
-    bool full;  // all lanes have all their elements
+    std::int64_t at;
+    int left;  // elements from there on
 
-    __device__ __forceinline__ Place(std::int64_t begin, std::int64_t n, bool wide)
-        : at(begin + threadIdx.x % kWarp * kRun), n(n), wide(wide), full(begin + kStateBlock <= n) {}
-
-    __device__ __forceinline__ std::int64_t run(int r) const { return at + r * kRun * kWarp; }
-    __device__ __forceinline__ bool has(int r, int i) const { return full || run(r) + i < n; }
+    static constexpr int kNext = kRun * kWarp;
+    __device__ __forceinline__ bool has(int r, int i) const { return FULL || r * kNext + i < left; }
 };
+
+// Calls f(Place) for the block of a parameter that starts at element `begin`.
+template <class F>
+__device__ __forceinline__ void at_block(const Batch& batch, int which, std::int64_t begin, F&& f) {
+    const int first = threadIdx.x % kWarp * kRun;
+    const std::int64_t left = batch.parameters[which].n - begin;
+    if ((batch.wide >> which & 1) != 0 && left >= kStateBlock) {
+        f(Place<true>{begin + first, kStateBlock});
+    } else {
+        f(Place<false>{begin + first, static_cast<int>(left < kStateBlock ? left : kStateBlock) - first});
+    }
+}
 
 template <class T>
 struct Lane {
@@ -86,16 +94,38 @@ struct Lane {
 using Values = float[kRuns][kRun];
 
 // Elements as they are, zeros after the last.
-template <class T>
-__device__ __forceinline__ Lane<T> fetch(const T* from, const Place& place) {
+template <class T, bool FULL>
+__device__ __forceinline__ Lane<T> fetch(const T* from, const Place<FULL>& place) {
     Lane<T> lane;
-    for (int r = 0; r < kRuns; ++r) lane.run[r] = read<kRun>(from, place.run(r), place.n, place.wide);
+    from += place.at;
+    for (int r = 0; r < kRuns; ++r) {
+        if (FULL) {
+            lane.run[r] = *reinterpret_cast<const Items<T, kRun>*>(from + r * place.kNext);
+        } else {
+            for (int i = 0; i < kRun; ++i) lane.run[r].of[i] = place.has(r, i) ? from[r * place.kNext + i] : T{};
+        }
+    }
     return lane;
 }
 
+template <class T, bool FULL>
+__device__ __forceinline__ void store(T* to, const Place<FULL>& place, const Lane<T>& lane) {
+    to += place.at;
+    for (int r = 0; r < kRuns; ++r) {
+        if (FULL) {
+            *reinterpret_cast<Items<T, kRun>*>(to + r * place.kNext) = lane.run[r];
+        } else {
+            for (int i = 0; i < kRun; ++i) {
+                if (place.has(r, i)) to[r * place.kNext + i] = lane.run[r].of[i];
+            }
+        }
+    }
+}
+
 // Gradients and parameters, both under way at the same time.
-__device__ __forceinline__ void read_both(const Batch& batch, const Parameter& parameter, const Place& place, Values& g,
-                                          Values& p) {
+template <bool FULL>
+__device__ __forceinline__ void read_both(const Batch& batch, const Parameter& parameter, const Place<FULL>& place,
+                                          Values& g, Values& p) {
     visit(batch.dtype, [&](auto type) {
         using T = typename decltype(type)::type;
         const Lane<T> gs = fetch(static_cast<const T*>(parameter.g), place);
@@ -110,15 +140,16 @@ __device__ __forceinline__ void read_both(const Batch& batch, const Parameter& p
 }
 
 // Rounded once to their dtype.
-__device__ __forceinline__ void write_parameter(const Batch& batch, const Parameter& parameter, const Place& place,
-                                                const Values& p) {
+template <bool FULL>
+__device__ __forceinline__ void write_parameter(const Batch& batch, const Parameter& parameter,
+                                                const Place<FULL>& place, const Values& p) {
     visit(batch.dtype, [&](auto type) {
         using T = typename decltype(type)::type;
+        Lane<T> made;
         for (int r = 0; r < kRuns; ++r) {
-            T made[kRun];
-            for (int i = 0; i < kRun; ++i) made[i] = convert<T>(p[r][i]);
-            write<kRun>(static_cast<T*>(parameter.p), place.run(r), place.n, place.wide, made);
+            for (int i = 0; i < kRun; ++i) made.run[r].of[i] = convert<T>(p[r][i]);
         }
+        store(static_cast<T*>(parameter.p), place, made);
     });
 }
 

@@ -50,14 +50,17 @@ __device__ __forceinline__ void decode(const Decoder& decoder, const Lane<std::u
     }
 }
 
-__device__ __forceinline__ void encode(const Encoder& encoder, const Values& values, float scale, const Place& place,
-                                       std::uint8_t* codes) {
+template <bool FULL>
+__device__ __forceinline__ void encode(const Encoder& encoder, const Values& values, float scale,
+                                       const Place<FULL>& place, std::uint8_t* codes) {
     const Quotient over(scale);
+    Values t;
     for (int r = 0; r < kRuns; ++r) {
-        std::uint8_t made[kRun];
-        for (int i = 0; i < kRun; ++i) made[i] = encoder.nearest(over(values[r][i]));
-        write<kRun>(codes, place.run(r), place.n, place.wide, made);
+        for (int i = 0; i < kRun; ++i) t[r][i] = over(values[r][i]);
     }
+    Lane<std::uint8_t> made;
+    for (int r = 0; r < kRuns; ++r) encoder.nearest(t[r], made.run[r].of);
+    store(codes, place, made);
 }
 
 // A block of a parameter with its moments.
@@ -68,8 +71,8 @@ struct CodedBlock {
     Values g, p, moment[moments];
 
     // scale(k): of moment k.
-    template <class Scale>
-    __device__ __forceinline__ void read(const Batch& batch, const Parameter& parameter, const Place& place,
+    template <bool FULL, class Scale>
+    __device__ __forceinline__ void read(const Batch& batch, const Parameter& parameter, const Place<FULL>& place,
                                          const Tables<Decoder, moments>& decoders, Scale&& scale) {
         Lane<std::uint8_t> codes[moments];
         float scales[moments];
@@ -82,9 +85,10 @@ struct CodedBlock {
     }
 
     // Zero moments where there is no element.
-    __device__ __forceinline__ void update(const Batch& batch, const Place& place, const Update<Rule>& rule) {
+    template <bool FULL>
+    __device__ __forceinline__ void update(const Batch& batch, const Place<FULL>& place, const Update<Rule>& rule) {
         update_block(batch.numbers, rule, rule.lr(), g, p, moment);
-        for (int k = 0; !place.full && k < moments; ++k) {
+        for (int k = 0; !FULL && k < moments; ++k) {
             for (int r = 0; r < kRuns; ++r) {
                 for (int i = 0; i < kRun; ++i) moment[k][r][i] = place.has(r, i) ? moment[k][r][i] : 0.0f;
             }

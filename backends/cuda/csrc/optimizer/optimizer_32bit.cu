@@ -5,43 +5,52 @@ namespace bnb_core {
 
 namespace {
 
-template <int moments>
-__device__ __forceinline__ void read_moments(const Parameter& parameter, const Place& place,
-                                             Lane<float> (&read)[moments]) {
-    for (int k = 0; k < moments; ++k) read[k] = fetch(moment_of<const float>(parameter, k, moments), place);
-}
+// A block of a parameter with its moments.
+template <class Rule>
+struct PlainBlock {
+    static constexpr int moments = Rule::moments;
 
-template <int moments>
-__device__ __forceinline__ void as_values(const Lane<float> (&read)[moments], Values (&moment)[moments]) {
-    for (int k = 0; k < moments; ++k) {
-        for (int r = 0; r < kRuns; ++r) {
-            for (int i = 0; i < kRun; ++i) moment[k][r][i] = read[k].run[r].of[i];
+    Values g, p, moment[moments];
+
+    template <bool FULL>
+    __device__ __forceinline__ void read(const Batch& batch, const Parameter& parameter, const Place<FULL>& place) {
+        Lane<float> found[moments];
+        for (int k = 0; k < moments; ++k) found[k] = fetch(moment_of<const float>(parameter, k, moments), place);
+        read_both(batch, parameter, place, g, p);
+        for (int k = 0; k < moments; ++k) {
+            for (int r = 0; r < kRuns; ++r) {
+                for (int i = 0; i < kRun; ++i) moment[k][r][i] = found[k].run[r].of[i];
+            }
         }
     }
-}
+
+    template <bool FULL>
+    __device__ __forceinline__ void write(const Batch& batch, const Parameter& parameter, const Place<FULL>& place) {
+        write_parameter(batch, parameter, place, p);
+        for (int k = 0; k < moments; ++k) {
+            Lane<float> made;
+            for (int r = 0; r < kRuns; ++r) {
+                for (int i = 0; i < kRun; ++i) made.run[r].of[i] = moment[k][r][i];
+            }
+            store(moment_of<float>(parameter, k, moments), place, made);
+        }
+    }
+};
 
 // factors: of the step size, one a parameter; null without a limit.
 template <class Rule>
 __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
     update(const __grid_constant__ Batch batch, const float* factors) {
-    constexpr int moments = Rule::moments;
     const Update<Rule> rule(batch.numbers);
     each_item(batch, [&](std::uint32_t item, int which) {
-        const Parameter& parameter = batch.parameters[which];
         const std::int64_t block = item - batch.first[which];
-        const Place place(block * kStateBlock, parameter.n, batch.wide >> which & 1);
         const float factor = factors == nullptr ? 1.0f : factors[batch.parameters_before + which];
-        Lane<float> read[moments];
-        Values g, p, moment[moments];
-        read_moments(parameter, place, read);
-        read_both(batch, parameter, place, g, p);
-        as_values(read, moment);
-        update_block(batch.numbers, rule, rule.lr() * factor, g, p, moment);
-        write_parameter(batch, parameter, place, p);
-        for (int k = 0; k < moments; ++k) {
-            float* const state = moment_of<float>(parameter, k, moments);
-            for (int r = 0; r < kRuns; ++r) write<kRun>(state, place.run(r), place.n, place.wide, moment[k][r]);
-        }
+        at_block(batch, which, block * kStateBlock, [&](const auto& place) {
+            PlainBlock<Rule> here;
+            here.read(batch, batch.parameters[which], place);
+            update_block(batch.numbers, rule, rule.lr() * factor, here.g, here.p, here.moment);
+            here.write(batch, batch.parameters[which], place);
+        });
     });
 }
 
@@ -56,22 +65,21 @@ __global__ void __launch_bounds__(kThreads, kHeld<Rule>) measure(const __grid_co
         const std::int64_t end = begin + kSummed < parameter.n ? begin + kSummed : parameter.n;
         float change[kRun] = {}, norm[kRun] = {};
         for (std::int64_t block = begin; block < end; block += kStateBlock) {
-            const Place place(block, parameter.n, batch.wide >> which & 1);
-            Lane<float> read[moments];
-            Values g, p, moment[moments];
-            read_moments(parameter, place, read);
-            read_both(batch, parameter, place, g, p);
-            as_values(read, moment);
-            for (int r = 0; r < kRuns; ++r) {
-                for (int i = 0; i < kRun; ++i) {
-                    float one[moments];
-                    for (int k = 0; k < moments; ++k) one[k] = moment[k][r][i];
-                    const float found = rule.measured(batch.numbers, g[r][i], p[r][i], one);
-                    const float measured = place.has(r, i) ? found : 0.0f;
-                    change[i] = change[i] + measured * measured;
-                    norm[i] = norm[i] + p[r][i] * p[r][i];
+            at_block(batch, which, block, [&](const auto& place) {
+                PlainBlock<Rule> here;
+                here.read(batch, parameter, place);
+                for (int r = 0; r < kRuns; ++r) {
+                    for (int i = 0; i < kRun; ++i) {
+                        const float p = here.p[r][i];
+                        float one[moments];
+                        for (int k = 0; k < moments; ++k) one[k] = here.moment[k][r][i];
+                        const float found = rule.measured(batch.numbers, here.g[r][i], p, one);
+                        const float measured = place.has(r, i) ? found : 0.0f;
+                        change[i] = change[i] + measured * measured;
+                        norm[i] = norm[i] + p * p;
+                    }
                 }
-            }
+            });
         }
         const float total = sum_of((change[0] + change[1]) + (change[2] + change[3]));
         const float old = sum_of((norm[0] + norm[1]) + (norm[2] + norm[3]));

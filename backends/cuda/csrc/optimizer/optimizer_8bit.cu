@@ -18,7 +18,7 @@ static_assert(sizeof(Found) == kScratch8bit * sizeof(std::int32_t));
 
 template <class Rule>
 __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
-    measure(const __grid_constant__ Batch batch, const Maps maps, Found* parameters) {
+    measure(const __grid_constant__ Batch batch, const __grid_constant__ Maps maps, Found* parameters) {
     constexpr int moments = Rule::moments;
     __shared__ Tables<Decoder, moments> decoders;
     decoders.make(maps);
@@ -32,12 +32,14 @@ __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
         std::uint32_t largest[moments] = {};
         bool touched = false;
         for (std::int64_t block = begin; block < end; block += kStateBlock) {
-            const Place place(block, parameter.n, batch.wide >> which & 1);
-            CodedBlock<Rule> here;
-            here.read(batch, parameter, place, decoders, [&](int k) { return *scales_of(parameter, k, moments, 1); });
-            here.update(batch, place, rule);
-            for (int k = 0; k < moments; ++k) largest[k] = larger(largest[k], here.largest(k));
-            touched = here.is_touched(batch) || touched;
+            at_block(batch, which, block, [&](const auto& place) {
+                CodedBlock<Rule> here;
+                here.read(batch, parameter, place, decoders,
+                          [&](int k) { return *scales_of(parameter, k, moments, 1); });
+                here.update(batch, place, rule);
+                for (int k = 0; k < moments; ++k) largest[k] = larger(largest[k], here.largest(k));
+                touched = here.is_touched(batch) || touched;
+            });
         }
         for (int k = 0; k < moments; ++k) {
             const std::uint32_t all = largest_of(largest[k]);
@@ -50,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
 
 template <class Rule>
 __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
-    update(const __grid_constant__ Batch batch, const Maps maps, const Found* parameters) {
+    update(const __grid_constant__ Batch batch, const __grid_constant__ Maps maps, const Found* parameters) {
     constexpr int moments = Rule::moments;
     __shared__ Tables<Decoder, moments> decoders;
     __shared__ Tables<Encoder, moments> encoders;
@@ -62,16 +64,19 @@ __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
         const Found& found = parameters[batch.parameters_before + which];
         if (found.touched == 0) return;
         const std::int64_t begin = static_cast<std::int64_t>(item - batch.first[which]) * kStateBlock;
-        const Place place(begin, parameter.n, batch.wide >> which & 1);
-        CodedBlock<Rule> here;
-        here.read(batch, parameter, place, decoders, [&](int k) { return found.before[k]; });
-        here.update(batch, place, rule);
-        write_parameter(batch, parameter, place, here.p);
-        for (int k = 0; k < moments; ++k) {
-            const float scale = absmax_of(static_cast<std::uint32_t>(found.largest[k]));
-            if (begin == 0 && threadIdx.x % kWarp == 0) *scales_of(parameter, k, moments, 1) = scale;
-            encode(encoders.of_moment(k), here.moment[k], scale, place, moment_of<std::uint8_t>(parameter, k, moments));
-        }
+        at_block(batch, which, begin, [&](const auto& place) {
+            CodedBlock<Rule> here;
+            here.read(batch, parameter, place, decoders, [&](int k) { return found.before[k]; });
+            here.update(batch, place, rule);
+            write_parameter(batch, parameter, place, here.p);
+#pragma unroll
+            for (int k = 0; k < moments; ++k) {
+                const float scale = absmax_of(static_cast<std::uint32_t>(found.largest[k]));
+                if (begin == 0 && threadIdx.x % kWarp == 0) *scales_of(parameter, k, moments, 1) = scale;
+                encode(encoders.of_moment(k), here.moment[k], scale, place,
+                       moment_of<std::uint8_t>(parameter, k, moments));
+            }
+        });
     });
 }
 
@@ -81,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
 // than to keep them, at 4 bytes for each byte of state.
 void optimizer_step_8bit(const OptimizerStep& step, const Codebook& map1, const Codebook& map2, std::int32_t* scratch) {
     Found* const found = reinterpret_cast<Found*>(scratch);
-    const Maps maps = {{map1, map2}};
+    const __grid_constant__ Maps maps = {{map1, map2}};
     visit_rule(step.rule, [&](auto type) {
         using Rule = typename decltype(type)::type;
         each_batch(step, {1, kMeasured}, [&](const Batch& batch) {

@@ -6,7 +6,8 @@ namespace bnb_core {
 namespace {
 
 template <class Rule>
-__global__ void __launch_bounds__(kThreads, kHeld<Rule>) update(const __grid_constant__ Batch batch, const Maps maps) {
+__global__ void __launch_bounds__(kThreads, kHeld<Rule>)
+    update(const __grid_constant__ Batch batch, const __grid_constant__ Maps maps) {
     constexpr int moments = Rule::moments;
     __shared__ Tables<Decoder, moments> decoders;
     __shared__ Tables<Encoder, moments> encoders;
@@ -16,19 +17,22 @@ __global__ void __launch_bounds__(kThreads, kHeld<Rule>) update(const __grid_con
     each_item(batch, [&](std::uint32_t item, int which) {
         const Parameter& parameter = batch.parameters[which];
         const std::int64_t block = item - batch.first[which], blocks = batch.first[which + 1] - batch.first[which];
-        const Place place(block * kStateBlock, parameter.n, batch.wide >> which & 1);
-        CodedBlock<Rule> here;
-        here.read(batch, parameter, place, decoders,
-                  [&](int k) { return scales_of(parameter, k, moments, blocks)[block]; });
-        const bool touched = here.is_touched(batch);
-        here.update(batch, place, rule);
-        write_parameter(batch, parameter, place, here.p);
-        if (!touched) return;  // to code it again could change codes and scale
-        for (int k = 0; k < moments; ++k) {
-            const float scale = absmax_of(largest_of(here.largest(k)));
-            if (threadIdx.x % kWarp == 0) scales_of(parameter, k, moments, blocks)[block] = scale;
-            encode(encoders.of_moment(k), here.moment[k], scale, place, moment_of<std::uint8_t>(parameter, k, moments));
-        }
+        at_block(batch, which, block * kStateBlock, [&](const auto& place) {
+            CodedBlock<Rule> here;
+            here.read(batch, parameter, place, decoders,
+                      [&](int k) { return scales_of(parameter, k, moments, blocks)[block]; });
+            const bool touched = here.is_touched(batch);
+            here.update(batch, place, rule);
+            write_parameter(batch, parameter, place, here.p);
+            if (!touched) return;  // to code it again could change codes and scale
+#pragma unroll
+            for (int k = 0; k < moments; ++k) {
+                const float scale = absmax_of(largest_of(here.largest(k)));
+                if (threadIdx.x % kWarp == 0) scales_of(parameter, k, moments, blocks)[block] = scale;
+                encode(encoders.of_moment(k), here.moment[k], scale, place,
+                       moment_of<std::uint8_t>(parameter, k, moments));
+            }
+        });
     });
 }
 
