@@ -24,6 +24,7 @@ OPS = {
         *("optimizer_update_32bit", "optimizer_update_8bit", "optimizer_update_8bit_blockwise"),
         *("optimizer_step_32bit", "optimizer_step_8bit", "optimizer_step_8bit_blockwise"),
     ),
+    "statistics": ("percentile_clipping", "estimate_quantiles"),
 }
 # Those whose kernels refuse some arguments, in `why_not_<op>`.
 LIMITED = {"gemm_4bit"}

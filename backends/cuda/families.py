@@ -8,6 +8,7 @@ from .blockwise import Blockwise
 from .fourbit import FourBit
 from .int8 import Int8
 from .optimizer import Optimizer
+from .statistics import Statistics
 
 
 class Families:
@@ -18,3 +19,4 @@ class Families:
         self.fourbit = FourBit(native)
         self.int8 = Int8(native)
         self.optimizer = Optimizer(native)
+        self.statistics = Statistics(native)

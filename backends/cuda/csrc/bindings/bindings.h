@@ -15,8 +15,9 @@ namespace bnb_core {
 inline Stream stream_of(Address address) { return reinterpret_cast<Stream>(address); }
 
 void bind_blockwise(py::module_& m);
+void bind_fourbit(py::module_& m);
 void bind_int8(py::module_& m);
 void bind_optimizer(py::module_& m);
-void bind_fourbit(py::module_& m);
+void bind_statistics(py::module_& m);
 
 }  // namespace bnb_core
