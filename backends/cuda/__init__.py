@@ -15,7 +15,7 @@ API_VERSION = 1
 # Family → its operators.
 OPS = {
     "blockwise": ("quantize_blockwise", "dequantize_blockwise"),
-    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit", "embedding_4bit"),
+    "fourbit": ("quantize_4bit", "dequantize_4bit", "gemm_4bit", "grouped_gemm_4bit", "embedding_4bit"),
     "int8": (
         *("int8_vectorwise_quant", "int8_vectorwise_quant_mask", "int8_vectorwise_dequant", "int8_double_quant"),
         *("int8_mm", "int8_mm_dequant", "int8_scaled_mm", "int8_mixed_scaled_mm", "int8_linear"),
@@ -27,7 +27,7 @@ OPS = {
     "statistics": ("percentile_clipping", "estimate_quantiles"),
 }
 # Those whose kernels refuse some arguments, in `why_not_<op>`.
-LIMITED = {"gemm_4bit"}
+LIMITED = {"gemm_4bit", "grouped_gemm_4bit"}
 
 
 def is_available() -> bool:

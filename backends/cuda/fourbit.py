@@ -20,12 +20,18 @@ MOST_ROWS = 8
 MOST_ROWS_OF_TENSOR_CORES = {120: 32, 90: 64, 86: 32, 80: 64}  # by compute capability, for that and later ones
 # What tensor cores multiply by: whole runs of so many codes in blocks and in rows of a weight.
 UNIT = 64
+MOST_GROUPS = 1024
 
 
 @cache
 def _most_rows_of_tensor_cores(device: torch.device) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return next((most for arch, most in MOST_ROWS_OF_TENSOR_CORES.items() if arch <= 10 * major + minor), MOST_ROWS)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy, at an address for accesses of 16 bytes."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 class FourBit:
@@ -114,6 +120,68 @@ class FourBit:
             *(address(bias), "float32" if bias is None else NAMES[bias.dtype], result.data_ptr()),
         )
         return result if out is None else filled(out, result)
+
+    @staticmethod
+    def why_not_grouped_gemm_4bit(
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        ends: Tensor,
+        bias: Tensor | None = None,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+        input_gradient: bool = False,
+    ) -> str | None:
+        """What tensor cores take here, and so few rows that the weights are better decoded for each tile."""
+        E, N, K = shapeB
+        if input_gradient:
+            return "computes no input_gradient"
+        if A.dtype == torch.float32:
+            return "needs A in float16 or bfloat16, got float32"
+        if K % UNIT or blocksize < UNIT:
+            return f"needs rows and blocks of multiples of {UNIT}, got shapeB {tuple(shapeB)} and blocksize {blocksize}"
+        if E > MOST_GROUPS or E * N * (K // UNIT) >= 2**31:
+            return f"needs at most {MOST_GROUPS} groups and {2**31 * UNIT} weights, got shapeB {tuple(shapeB)}"
+        if A.device.type != "cuda":
+            return None
+        most = _most_rows_of_tensor_cores(A.device)
+        if most == MOST_ROWS:
+            return "needs a GPU of compute capability 8.0 or later"
+        return None if A.shape[0] <= most * E else f"needs at most {most} rows to a group, got A with {A.shape[0]} rows"
+
+    def grouped_gemm_4bit(
+        self,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        ends: Tensor,
+        bias: Tensor | None = None,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+        input_gradient: bool = False,
+    ) -> Tensor:
+        """`gemm_4bit` of each group, zeros after the last. What is wrong in `ends` leads to no row outside of A."""
+        E, N, K = shapeB
+        result = A.new_zeros(A.shape[0], N)
+        A, B, absmax, ends = _aligned(A.contiguous()), _aligned(B.contiguous()), absmax.contiguous(), ends.contiguous()
+        bias, absmax_8bit, absmax_code = contiguous(bias), contiguous(absmax_8bit), contiguous(absmax_code)
+        self._native.grouped_gemm_4bit(
+            *place(A),
+            *(A.data_ptr(), NAMES[A.dtype], A.shape[0], B.data_ptr(), N, K, absmax.data_ptr()),
+            *(address(absmax_8bit), address(absmax_code), 0 if absmax_code is None else absmax_code.numel()),
+            *(address(absmax_offset), blocksize, quant_type),
+            *(ends.data_ptr(), ends.dtype == torch.int64, E),
+            *(address(bias), "float32" if bias is None else NAMES[bias.dtype], result.data_ptr()),
+        )
+        return result
 
     def embedding_4bit(
         self,

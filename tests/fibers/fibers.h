@@ -240,6 +240,12 @@ T __shfl_down_sync(unsigned, T value, unsigned distance) {
     const T* all = bnb_core::fibers::Block::current()->exchange(value);
     return from < 32 ? all[from] : value;
 }
+template <class T>
+T __shfl_up_sync(unsigned, T value, unsigned distance) {
+    const int from = bnb_core::fibers::lane() - static_cast<int>(distance);
+    const T* all = bnb_core::fibers::Block::current()->exchange(value);
+    return from >= 0 ? all[from] : value;
+}
 inline unsigned __ballot_sync(unsigned, int predicate) {
     const int* all = bnb_core::fibers::Block::current()->exchange(predicate);
     unsigned found = 0;

@@ -1,6 +1,7 @@
 #include "../fourbit/dequantize_4bit.h"
 #include "../fourbit/embedding_4bit.h"
 #include "../fourbit/gemm_4bit.h"
+#include "../fourbit/grouped_gemm_4bit.h"
 #include "../fourbit/quantize_4bit.h"
 #include "bindings.h"
 
@@ -37,11 +38,30 @@ void bind_fourbit(py::module_& m) {
               std::int64_t code_size, Address absmax_offset, std::int64_t blocksize, std::string_view quant_type,
               Address bias, std::string_view bias_dtype, Address out) {
                const DeviceGuard guard(static_cast<int>(device));
-               const Weight4bit weight{pointer<const std::uint8_t>(B), N, K,
+               const Weight4bit weight{pointer<const std::uint8_t>(B),
+                                       N,
+                                       K,
                                        scales_of(absmax, absmax_8bit, absmax_code, code_size, absmax_offset),
-                                       log2_of(blocksize), quant_type_of(quant_type)};
+                                       log2_of(blocksize),
+                                       quant_type_of(quant_type)};
                gemm_4bit(pointer<const void>(A), dtype_of(dtype), M, weight, pointer<const void>(bias),
                          dtype_of(bias_dtype), pointer<void>(out), stream_of(stream));
+           });
+    define(m, "grouped_gemm_4bit",
+           [](std::int64_t device, Address stream, Address A, std::string_view dtype, std::int64_t T, Address B,
+              std::int64_t N, std::int64_t K, Address absmax, Address absmax_8bit, Address absmax_code,
+              std::int64_t code_size, Address absmax_offset, std::int64_t blocksize, std::string_view quant_type,
+              Address ends, bool wide, std::int64_t groups, Address bias, std::string_view bias_dtype, Address out) {
+               const DeviceGuard guard(static_cast<int>(device));
+               const Weight4bit weight{pointer<const std::uint8_t>(B),
+                                       N,
+                                       K,
+                                       scales_of(absmax, absmax_8bit, absmax_code, code_size, absmax_offset),
+                                       log2_of(blocksize),
+                                       quant_type_of(quant_type)};
+               grouped_gemm_4bit(pointer<const void>(A), dtype_of(dtype), T, weight,
+                                 {pointer<const void>(ends), wide, groups}, pointer<const void>(bias),
+                                 dtype_of(bias_dtype), pointer<void>(out), stream_of(stream));
            });
     define(m, "embedding_4bit",
            [](std::int64_t device, Address stream, Address indices, bool wide, std::int64_t count, Address B,
@@ -49,9 +69,12 @@ void bind_fourbit(py::module_& m) {
               std::string_view quant_type, std::string_view dtype, Address absmax_8bit, Address absmax_code,
               std::int64_t code_size, Address absmax_offset, Address out) {
                const DeviceGuard guard(static_cast<int>(device));
-               const Weight4bit table{pointer<const std::uint8_t>(B), rows, columns,
+               const Weight4bit table{pointer<const std::uint8_t>(B),
+                                      rows,
+                                      columns,
                                       scales_of(absmax, absmax_8bit, absmax_code, code_size, absmax_offset),
-                                      log2_of(blocksize), quant_type_of(quant_type)};
+                                      log2_of(blocksize),
+                                      quant_type_of(quant_type)};
                embedding_4bit({pointer<const void>(indices), wide, count}, table, dtype_of(dtype), pointer<void>(out),
                               stream_of(stream));
            });
