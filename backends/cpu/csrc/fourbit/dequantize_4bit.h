@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "native/dtype.h"
 #include "native/codebooks.h"
+#include "native/dtype.h"
 
 namespace bnb_core {
 
