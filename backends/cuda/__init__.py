@@ -58,3 +58,6 @@ def rows(kernels: str = ".kernels", device: str = "cuda", name: str = "cuda/nati
 
 
 KERNELS = (rows() if is_built() else ()) + triton.rows("cuda")
+
+if is_built():
+    from .paging import paged_memory as paged_memory

@@ -158,8 +158,9 @@ def optimizer_cases(form: StateFormat, many: bool) -> Any:
             lists.grads[0][3], lists.grads[0][300] = torch.nan, torch.inf
             yield Case(f"{rule} NaN and Inf", args(form, make, rule, lists, 5, 0.1, False))
         if many:
-            lists = _lists(make, form, "adam", [(n,) for n in range(40)], torch.float32)
-            yield Case("40 parameters", args(form, make, "adam", lists, 5, 0.1, False))
+            # More than the arguments of one launch hold where they list them.
+            lists = _lists(make, form, "adam", [(n,) for n in range(60)], torch.float32)
+            yield Case("60 parameters", args(form, make, "adam", lists, 5, 0.1, False))
             empty = ParameterLists([], [], [], [], [] if form.scale else None, [] if form.scale else None)
             yield Case("no parameters", args(form, make, "adam", empty, 5, 0.1, False))
 

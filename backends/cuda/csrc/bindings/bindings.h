@@ -18,6 +18,7 @@ void bind_blockwise(py::module_& m);
 void bind_fourbit(py::module_& m);
 void bind_int8(py::module_& m);
 void bind_optimizer(py::module_& m);
+void bind_paging(py::module_& m);
 void bind_statistics(py::module_& m);
 
 }  // namespace bnb_core

@@ -6,5 +6,6 @@ PYBIND11_MODULE(BNB_MODULE, m, py::mod_gil_not_used()) {
     bnb_core::bind_fourbit(m);
     bnb_core::bind_int8(m);
     bnb_core::bind_optimizer(m);
+    bnb_core::bind_paging(m);
     bnb_core::bind_statistics(m);
 }
