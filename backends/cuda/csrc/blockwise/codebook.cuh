@@ -82,6 +82,7 @@ struct Encoder {
             boundaries[j] = __fmul_rn(__fadd_rn(values[j], values[j + 1]), 0.5f);
         }
         __syncthreads();
+#pragma unroll 4  // searches under way together
         for (int j = i; j < 2 * kCells; j += blockDim.x) {
             const float from = lowest(j);
             int position = 0;
