@@ -20,7 +20,7 @@ MOST_ROWS = 8
 MOST_ROWS_OF_TENSOR_CORES = {120: 32, 90: 64, 86: 32, 80: 64}  # by compute capability, for that and later ones
 # What tensor cores multiply by: whole runs of so many codes in blocks and in rows of a weight.
 UNIT = 64
-MOST_GROUPS = 1024
+MOST_GROUPS, MOST_K = 1024, 2**24
 
 
 @cache
@@ -142,9 +142,10 @@ class FourBit:
             return "computes no input_gradient"
         if A.dtype == torch.float32:
             return "needs A in float16 or bfloat16, got float32"
-        if K % UNIT or blocksize < UNIT:
-            return f"needs rows and blocks of multiples of {UNIT}, got shapeB {tuple(shapeB)} and blocksize {blocksize}"
-        if E > MOST_GROUPS or E * N * (K // UNIT) >= 2**31:
+        if K % UNIT or K > MOST_K or blocksize < UNIT:
+            wanted = f"rows of up to {MOST_K} elements and blocks that are multiples of {UNIT}"
+            return f"needs {wanted}, got shapeB {tuple(shapeB)} and blocksize {blocksize}"
+        if E > MOST_GROUPS or E * N * K >= 2**31 * UNIT:
             return f"needs at most {MOST_GROUPS} groups and {2**31 * UNIT} weights, got shapeB {tuple(shapeB)}"
         if A.device.type != "cuda":
             return None

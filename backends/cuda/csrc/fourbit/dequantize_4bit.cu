@@ -21,19 +21,31 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfThreads)
     table.make(type);
     constexpr int kWidth = kItems<T>;
     constexpr std::int64_t kTile = kThreads * kWidth;
-    for (std::int64_t tile = blockIdx.x * kTile * kRuns; tile < n; tile += gridDim.x * kTile * kRuns) {
-        const std::int64_t begin = tile + threadIdx.x * kWidth;
-        Items<std::uint8_t, kWidth / 2> bytes[kRuns];
+    const auto decode = [&](std::int64_t begin, auto whole) {
+        constexpr bool kWhole = decltype(whole)::value;  // all of them are there, and aligned
+        std::uint32_t codes[kRuns];
         float scales[kRuns];
         for (int r = 0; r < kRuns; ++r) {
             const std::int64_t at = begin + r * kTile;
-            bytes[r] = read<kWidth / 2>(packed, at / 2, (n + 1) / 2, wide);
-            scales[r] = at < n ? absmax[at >> blocksize_log2] : 0.0f;
+            codes[r] = kWhole ? codes_at<kWidth>(packed, at) : codes_before<kWidth>(packed, at, n);
+            scales[r] = kWhole || at < n ? absmax[at >> blocksize_log2] : 0.0f;
         }
         for (int r = 0; r < kRuns; ++r) {
-            T values[kWidth];
-            for (int i = 0; i < kWidth; ++i) values[i] = convert<T>(__fmul_rn(table.at(bytes[r], i), scales[r]));
-            write<kWidth>(out, begin + r * kTile, n, wide, values);
+            Items<T, kWidth> values;
+            for (int i = 0; i < kWidth; ++i) values.of[i] = convert<T>(__fmul_rn(table.at(codes[r], i), scales[r]));
+            if constexpr (kWhole) {
+                *reinterpret_cast<Items<T, kWidth>*>(out + begin + r * kTile) = values;
+            } else {
+                write<kWidth>(out, begin + r * kTile, n, false, values.of);
+            }
+        }
+    };
+    for (std::int64_t tile = blockIdx.x * kTile * kRuns; tile < n; tile += gridDim.x * kTile * kRuns) {
+        const std::int64_t begin = tile + threadIdx.x * kWidth;
+        if (wide && tile + kTile * kRuns <= n) {
+            decode(begin, std::true_type{});
+        } else {
+            decode(begin, std::false_type{});
         }
     }
 }

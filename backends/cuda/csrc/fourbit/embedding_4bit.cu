@@ -41,16 +41,17 @@ __global__ void __launch_bounds__(kThreads)
             }
             continue;
         }
-        Items<std::uint8_t, kWidth / 2> bytes[kRuns];
+        std::uint32_t codes[kRuns];
         float scales[kRuns];
         for (int r = 0; r < kRuns; ++r) {
             const std::int64_t at = begin + r * kStep;
-            bytes[r] = read<kWidth / 2>(weight.packed + first / 2, at / 2, exists ? K / 2 : 0, true);
-            scales[r] = exists && at < K ? weight.scales[(first + at) >> weight.blocksize_log2] : none;
+            const bool found = exists && at < K;
+            codes[r] = found ? codes_at<kWidth>(weight.packed, first + at) : 0;
+            scales[r] = found ? weight.scales[(first + at) >> weight.blocksize_log2] : none;
         }
         for (int r = 0; r < kRuns; ++r) {
             T values[kWidth];
-            for (int i = 0; i < kWidth; ++i) values[i] = convert<T>(__fmul_rn(table.at(bytes[r], i), scales[r]));
+            for (int i = 0; i < kWidth; ++i) values[i] = convert<T>(__fmul_rn(table.at(codes[r], i), scales[r]));
             write<kWidth>(out + row * K, begin + r * kStep, K, true, values);
         }
     }

@@ -30,16 +30,16 @@ __global__ void __launch_bounds__(kThreads)
         if (wide) {
             constexpr int kStep = kWarp * kItems, kRuns = ROWS == 1 ? 4 : 2;  // under way at a time
             for (std::int64_t begin = lane * kItems; begin < K; begin += kRuns * kStep) {
-                Items<std::uint8_t, kItems / 2> bytes[kRuns];
+                std::uint32_t codes[kRuns];
                 float scales[kRuns];
                 for (int i = 0; i < kRuns; ++i) {
                     const std::int64_t at = begin + i * kStep;
-                    bytes[i] = read<kItems / 2>(weight.packed + first / 2, at / 2, K / 2, true);
+                    codes[i] = at < K ? codes_at<kItems>(weight.packed, first + at) : 0;
                     scales[i] = at < K ? weight.scales[(first + at) >> weight.blocksize_log2] : 0.0f;
                 }
                 for (int i = 0; i < kRuns; ++i) {
                     float values[kItems];
-                    for (int j = 0; j < kItems; ++j) values[j] = table.at(bytes[i], j);
+                    for (int j = 0; j < kItems; ++j) values[j] = table.at(codes[i], j);
                     for (int r = 0; r < ROWS; ++r) {
                         float x[kItems], sum = 0.0f;
                         read<kItems>(rows[r], begin + i * kStep, K, true, x);

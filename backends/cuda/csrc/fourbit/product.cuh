@@ -27,6 +27,7 @@ void multiply_by_columns(const void* A, DType dtype, std::int64_t M, const Weigh
 
 // 16-bit A and whole units of kUnit codes in blocks and rows, fewer than 2^31, all aligned: by tensor cores.
 constexpr int kUnitLog2 = 6, kUnit = 1 << kUnitLog2;
+constexpr std::int64_t kMostK = 1 << 24;
 void multiply_by_tiles(const void* A, DType dtype, std::int64_t M, const Weight4bit& weight, Bias bias, void* out,
                        Stream stream);
 

@@ -29,7 +29,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfThreads)
         const std::int64_t begin = first + mine * kItems, step = static_cast<std::int64_t>(threads) * kItems;
         float x[kRuns][kItems];
         std::uint32_t largest = 0;
-        for (int r = 0; r < kRuns; ++r) read<kItems>(A, begin + r * step, n, wide, x[r]);
+        const bool whole = wide && tile + kTile <= n;
+        if (whole) {
+            Items<T, kItems> items[kRuns];
+            for (int r = 0; r < kRuns; ++r) {
+                items[r] = *reinterpret_cast<const Items<T, kItems>*>(A + begin + r * step);
+            }
+            for (int r = 0; r < kRuns; ++r) {
+                for (int i = 0; i < kItems; ++i) x[r][i] = to_float(items[r].of[i]);
+            }
+        } else {
+            for (int r = 0; r < kRuns; ++r) read<kItems>(A, begin + r * step, n, false, x[r]);
+        }
         for (int r = 0; r < kRuns; ++r) {
             for (int i = 0; i < kItems; ++i) largest = larger(largest, magnitude(x[r][i]));
         }
@@ -53,12 +64,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfThreads)
         }
         const float factor = by_inverse ? __fdiv_rn(1.0f, scale) : 1.0f;
         for (int r = 0; r < kRuns; ++r) {
-            std::uint8_t bytes[kItems / 2];
-            for (int i = 0; i < kItems; i += 2) {
-                const unsigned high = nearest.code(__fmul_rn(x[r][i], factor));
-                bytes[i / 2] = static_cast<std::uint8_t>(high << 4 | nearest.code(__fmul_rn(x[r][i + 1], factor)));
+            std::uint32_t word = 0;
+            for (int i = 0; i < kItems; ++i) {
+                word |= nearest.code(__fmul_rn(x[r][i], factor)) << (i / 2 * 8 + (i % 2 == 0 ? 4 : 0));
             }
-            write<kItems / 2>(packed, (begin + r * step) / 2, (n + 1) / 2, wide, bytes);
+            const std::int64_t at = begin + r * step;
+            if (whole) {
+                *reinterpret_cast<std::uint32_t*>(packed + at / 2) = word;
+            } else {
+                for (int i = 0; i < kItems && at + i < n; i += 2) {
+                    packed[(at + i) / 2] = static_cast<std::uint8_t>(word >> (4 * i));
+                }
+            }
         }
     }
 }

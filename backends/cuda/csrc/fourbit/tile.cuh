@@ -84,6 +84,7 @@ __device__ __forceinline__ void multiply_tile(Shared& shared, bool& shared_made,
     const float offset = nested ? *scales.offset : 0.0f;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, j = lane % 4;
     const std::int64_t N = weight.N, K = weight.K;
+    const int step = static_cast<int>(kColumns * K);  // of K up to kMostK
     const int units = static_cast<int>(K / kUnit), share = (units + kWarps - 1) / kWarps, begin = warp * share;
     const int count = units - begin < share ? units - begin : share;
     const T* const x = A + g * K + static_cast<std::int64_t>(begin) * kUnit + j * (kUnit / 4);
@@ -112,7 +113,7 @@ __device__ __forceinline__ void multiply_tile(Shared& shared, bool& shared_made,
     };
     const auto read_row = [&](int unit, int w) {
         if (w * kColumns + g >= M) return Elements{};
-        return *reinterpret_cast<const Elements*>(x + w * kColumns * K + unit * kUnit);
+        return *reinterpret_cast<const Elements*>(x + (w * step + unit * kUnit));
     };
     float totals[HEIGHT][WIDTH][4] = {};
     const auto add = [&](const Unit<HEIGHT>& found, const auto& row) {
