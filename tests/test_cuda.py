@@ -28,31 +28,25 @@ ROOT = Path(__file__).parents[1]
 OPERATORS = [op for ops in cuda.OPS.values() for op in ops]
 
 
-def built(folder: Path, target: str, *options: str) -> Path:
-    """The folder with the module that CMake makes of a target of backends/cuda."""
-    output = folder / "out"
+def run(*command: str | Path, **environment: str) -> str:
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for command in (
-        (
-            *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DBNB_CORE_LEVELS=scalar"),
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DBNB_CORE_OUTPUT_DIR={output}",
-            *options,
-        ),
-        ("cmake", "--build", str(folder), "--target", target),
-    ):
-        done = subprocess.run(command, env=os.environ | {"PATH": tools}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return output
+    done = subprocess.run(
+        list(map(str, command)), env=os.environ | {"PATH": tools} | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The name of a module with the kernels of all families, as fibers."""
-    folder = built(
-        tmp_path_factory.mktemp("fibers"), "cuda_fibers", "-DBNB_CORE_FIBERS=ON", "-DCMAKE_BUILD_TYPE=Release"
+    folder = tmp_path_factory.mktemp("fibers")
+    run(
+        *("cmake", "-S", ROOT, "-B", folder / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+        *("-DBNB_CORE_FIBERS=ON", "-DBNB_CORE_LEVELS=scalar", f"-DBNB_CORE_OUTPUT_DIR={folder}"),
+        *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
     )
+    run("cmake", "--build", folder / "build", "--target", "cuda_fibers")
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(folder)
     native = importlib.import_module("cuda_fibers")
@@ -82,10 +76,20 @@ def test_kernels_conform_as_fibers(kernels: str, op: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    """For one of them; `ci/full` builds for all."""
-    folder = built(tmp_path, "cuda_native", "-DBNB_CORE_CUDA=ON", "-DBNB_CORE_CUDA_ARCHITECTURES=90-real")
-    assert [path.name.split(".")[0] for path in (folder / "cuda").iterdir()] == ["_native"]
+def test_wheel_with_the_kernels_of_a_gpu_is_found(tmp_path: Path) -> None:
+    """Compiled for one GPU; `ci/full` builds for all."""
+    options = "-DBNB_CORE_CUDA_ARCHITECTURES=90-real"
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    wheel = (*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", tmp_path, ROOT / "wheels" / "cuda")
+    run(*wheel, CMAKE_ARGS=options)
+    (file,) = tmp_path.glob("bnb_core_cuda-*.whl")
+    site = tmp_path / "site"
+    run(*pip, "install", "--no-deps", "--target", site, file)
+    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    found = run(sys.executable, "-m", "bnb_core", PYTHONPATH=path)
+    assert "cuda_native" in found and ("torch finds no NVIDIA GPU" in found or torch.cuda.is_available())
+    program = "import bnb_core_cuda as wheel, bnb_core_cuda.kernels; print(len(wheel.KERNELS))"
+    assert int(run(sys.executable, "-c", program, PYTHONPATH=path)) == len(OPERATORS)
 
 
 def test_native_rows_come_first_where_the_module_was_built() -> None:
