@@ -33,6 +33,7 @@ struct Weight4bit {
     Scales scales;
     int blocksize_log2;  // of 16 or more
     QuantType type;
+    const float* values = nullptr;  // 16, of the codes where they are of no type
 };
 
 // int64 or int32 numbers.

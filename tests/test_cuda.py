@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from ctypes import c_void_p
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +23,8 @@ from bnb_core import ops_registry
 from bnb_core.backends import cuda
 from bnb_core.backends.cuda.families import Families
 from bnb_core.conformance.attempts import ASPECTS, Subject
+from bnb_core.ops_registry.codebooks import dynamic_map, four_bit
+from bnb_core.ops_registry.tolerance import differences
 
 pytestmark = pytest.mark.usefixtures("nothing_forced")
 
@@ -51,7 +55,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     patch.syspath_prepend(folder)
     native = importlib.import_module("cuda_fibers")
     module = ModuleType("cuda_as_fibers")
-    module.native = Families(native)
+    module.native, module.library = Families(native), native.__file__
     patch.setitem(sys.modules, module.__name__, module)
     yield module.__name__
     patch.undo()
@@ -73,6 +77,41 @@ def test_kernels_conform_as_fibers(kernels: str, op: str) -> None:
         assert passed > 3
     finally:
         ops_registry.unregister_kernel(row)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"), {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.items()
+)
+def test_functions_by_their_c_names(kernels: str, suffix: str, dtype: torch.dtype) -> None:
+    """As integrations call them, with pointers and a stream, here none."""
+    library = ctypes.CDLL(sys.modules[kernels].library)
+
+    def call(name: str, *arguments: torch.Tensor | int | None) -> None:
+        values = [c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments]
+        getattr(library, f"c{name}")(*values)
+
+    A, code, n, ops = torch.randn(9, 160, dtype=dtype), dynamic_map(), 9 * 160, torch.ops.bnb_core
+    absmax, q, out = torch.empty(6), torch.empty(9, 160, dtype=torch.uint8), torch.empty_like(A)
+    call(f"quantize_blockwise_{suffix}", code, A, absmax, q, 256, n)
+    call(f"dequantize_blockwise_{suffix}", code, q, absmax, out, 256, n, None)
+    want = ops.quantize_blockwise(A, code, 256)
+    assert torch.equal(q, want[0]) and torch.equal(absmax, want[1])
+    assert torch.equal(out, ops.dequantize_blockwise(*want, code, 256, dtype))
+    for quant_type in ("nf4", "fp4"):
+        packed, absmax, out = torch.empty(n // 2, 1, dtype=torch.uint8), torch.empty(45), torch.empty_like(A)
+        call(f"quantize_blockwise_{suffix}_{quant_type}", None, A, absmax, packed, 32, n)
+        call(f"dequantize_blockwise_{suffix}_{quant_type}", None, packed, absmax, out, 32, n, None)
+        want = ops.quantize_4bit(A, 32, quant_type, torch.uint8)
+        assert torch.equal(packed, want[0]) and torch.equal(absmax, want[1])
+        assert torch.equal(out, ops.dequantize_4bit(*want, 32, quant_type, A.shape, dtype))
+        x, values, row = torch.randn(160, dtype=dtype), four_bit(quant_type), torch.empty(9, dtype=dtype)
+        sizes = (9, 80, 9, 32)
+        call(f"gemm_4bit_inference_naive_{suffix}", 9, 1, 160, x, packed, absmax, values, row, *sizes, None)
+        product = ops.gemm_4bit(x, packed, A.shape, absmax, 32, quant_type)
+        assert not differences(row, product, ops_registry.OPS["gemm_4bit"].tolerance)
+        before = out.clone()
+        call(f"dequantize_blockwise_{suffix}_{quant_type}", None, packed, absmax, out.zero_(), 0, n, None)
+        assert not out.any() and before.any()
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")

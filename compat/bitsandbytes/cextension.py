@@ -91,20 +91,25 @@ class ErrorHandlerMockBNBNativeLibrary(BNBNativeLibrary):
         return refuse
 
 
-# The module of a backend that is a library with C names, by the device it is for.
-_NATIVE = {"CPU": ("bnb_core.backends.cpu._native", BNBNativeLibrary)}
+# The modules of backends that are libraries with C names, by the device they are for; the first that is there counts.
+_NATIVE = {
+    "CPU": (("bnb_core.backends.cpu._native",), BNBNativeLibrary),
+    "CUDA": (("bnb_core.backends.cuda._native", "bnb_core_cuda._native"), CudaBNBNativeLibrary),
+}
 
 
 def get_native_library() -> BNBNativeLibrary:
     """The library of the accelerator, or of the CPU; a stand-in that refuses where there is none."""
     if BNB_BACKEND not in _NATIVE:
         return ErrorHandlerMockBNBNativeLibrary(f"bnb_core has no functions by C names for {BNB_BACKEND}")
-    module, kind = _NATIVE[BNB_BACKEND]
-    try:
-        path = importlib.import_module(module).__file__
-    except ImportError as error:
-        return ErrorHandlerMockBNBNativeLibrary(f"bnb_core's native library is not there: {error}")
-    return kind(ctypes.CDLL(path))
+    modules, kind = _NATIVE[BNB_BACKEND]
+    errors = []
+    for module in modules:
+        try:
+            return kind(ctypes.CDLL(importlib.import_module(module).__file__))
+        except ImportError as error:
+            errors.append(str(error))
+    return ErrorHandlerMockBNBNativeLibrary(f"bnb_core's native library is not there: {'; '.join(errors)}")
 
 
 lib = get_native_library()

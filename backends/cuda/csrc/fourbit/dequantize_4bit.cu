@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfThreads)
     dequantize(const std::uint8_t* packed, const float* absmax, int blocksize_log2,
                const __grid_constant__ FourBit type, std::int64_t n, bool wide, T* out) {
     __shared__ Values table;
-    table.make(type);
+    table.make(type.values);
     constexpr int kWidth = kItems<T>;
     constexpr std::int64_t kTile = kThreads * kWidth;
     const auto decode = [&](std::int64_t begin, auto whole) {

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads)
     embed(Indices indices, Weight4bit weight, const __grid_constant__ FourBit type, std::int64_t parts, bool wide,
           T* out) {
     __shared__ Values table;
-    table.make(type);
+    table.make(type.values);
     constexpr int kWidth = kItems<T>, kStep = kWarp * kWidth;
     const float none = __uint_as_float(kNaNBits);
     const std::int64_t K = weight.K, all = indices.count * parts;

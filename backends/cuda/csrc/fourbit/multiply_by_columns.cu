@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kThreads)
     multiply(const T* A, std::int64_t M, Weight4bit weight, const __grid_constant__ FourBit type, Bias bias, bool wide,
              T* out) {
     __shared__ Values table;
-    table.make(type);
+    table.make(weight.values == nullptr ? type.values : weight.values);
     const std::int64_t N = weight.N, K = weight.K, all = (M + ROWS - 1) / ROWS * N;
     const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * (kThreads / kWarp);
     const int lane = threadIdx.x % kWarp;

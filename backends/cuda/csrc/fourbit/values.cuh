@@ -15,9 +15,8 @@ struct Values {
     float of[kCodes][kWarp];
 
     // By all threads of a block.
-    __device__ void make(const FourBit& type) {
-        for (int i = threadIdx.x; i < kCodes * kWarp; i += blockDim.x)
-            of[i / kWarp][i % kWarp] = type.values[i / kWarp];
+    __device__ void make(const float* values) {
+        for (int i = threadIdx.x; i < kCodes * kWarp; i += blockDim.x) of[i / kWarp][i % kWarp] = values[i / kWarp];
         __syncthreads();
     }
 
