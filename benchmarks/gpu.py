@@ -9,6 +9,7 @@ the device between two events, so that what Python does beside it does not show 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import random
@@ -29,6 +30,8 @@ from torch import Tensor
 from bnb_core.ops_registry import force, kernels_for
 from bnb_core.ops_registry.cases import tensors
 from bnb_core.ops_registry.codebooks import dynamic_map
+
+from .peers import missing
 
 Call = Callable[[], Any]
 
@@ -52,7 +55,7 @@ class Work:
 
 def works(device: torch.device, size: int) -> Iterator[Work]:
     """Each with weights of `size` squared."""
-    peer = _peer(device)
+    peer = None if peer_package(device) is None else torch.ops.bitsandbytes
     bf16 = torch.bfloat16
     weight = torch.randn(size, size, dtype=bf16, device=device)
     code = dynamic_map(device=device)
@@ -83,7 +86,7 @@ def works(device: torch.device, size: int) -> Iterator[Work]:
         x = torch.randn(rows, size, dtype=bf16, device=device)
         others: dict[str, Call] = {"torch bf16": partial(torch.nn.functional.linear, x, weight)}
         if peer is not None:
-            others["bitsandbytes"] = partial(_peer_linear, peer, x, packed, scales, shape)
+            others["bitsandbytes"] = partial(_peer_linear, peer_package(device), x, packed, scales, shape)
         yield Work(f"gemm_4bit/{rows} rows", "gemm_4bit", (x, packed, shape, scales, 64, "nf4"), others)
     q, stats, _ = ops.int8_vectorwise_quant(weight)
     for rows in ROWS:
@@ -117,15 +120,11 @@ def works(device: torch.device, size: int) -> Iterator[Work]:
     )
 
 
-def _peer(device: torch.device) -> Any:
-    """bitsandbytes' operators, where it is installed and has kernels for this device."""
-    try:
-        import bitsandbytes
-    except ImportError:
+def peer_package(device: torch.device) -> Any:
+    """bitsandbytes, where it is installed and has kernels for this device; None where not."""
+    if device.type != "cuda" or missing("bitsandbytes", ["bitsandbytes"]) is not None:
         return None
-    if not hasattr(bitsandbytes, "__version__") or hasattr(bitsandbytes, "bnb_core") or device.type != "cuda":
-        return None
-    return torch.ops.bitsandbytes
+    return importlib.import_module("bitsandbytes")
 
 
 def _of(peer: Any, op: str, *args: Any) -> dict[str, Call]:
@@ -134,13 +133,11 @@ def _of(peer: Any, op: str, *args: Any) -> dict[str, Call]:
 
 def _peer_linear(peer: Any, x: Tensor, packed: Tensor, scales: Tensor, shape: tuple[int, int]) -> Tensor:
     """As its layer does it."""
-    import bitsandbytes
-
-    state = bitsandbytes.functional.QuantState(
-        scales, shape=torch.Size(shape), dtype=x.dtype, blocksize=64, quant_type="nf4"
+    code = peer.functional.get_4bit_type("nf4", device=x.device)
+    state = peer.functional.QuantState(
+        scales, shape=torch.Size(shape), dtype=x.dtype, blocksize=64, quant_type="nf4", code=code
     )
-    state.code = bitsandbytes.functional.get_4bit_type("nf4", device=x.device)
-    return bitsandbytes.matmul_4bit(x, packed.t(), state)
+    return peer.matmul_4bit(x, packed.t(), state)
 
 
 def contestants(work: Work, device: torch.device) -> dict[str, Call]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peers import drop_in
 
-from benchmarks import gpu
+from benchmarks import decoding, gpu
 from benchmarks.__main__ import main, matches
 from benchmarks.measure import measure
 from benchmarks.peers import missing
@@ -188,3 +188,11 @@ def test_benchmark_of_gpus_runs_on_the_cpu_too(tmp_path, capsys):
     assert "gemm_4bit/4096 rows" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         gpu.main(["--device", "cpu", "--size", "64", "--rounds", "1", "no such work"])
+
+
+def test_decoding_runs_on_the_cpu_too(capsys):
+    assert (
+        decoding.main(["--device", "cpu", "--blocks", "1", "--hidden", "256", "--context", "8", "--rounds", "1"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "bnb_core NF4" in printed and "torch bf16" in printed
