@@ -70,15 +70,15 @@ def test_rows_are_of_operators_and_named_after_the_device() -> None:
     assert library.KERNELS == ()
 
 
-@pytest.mark.parametrize("level", [(7, 5), (8, 0)])
-def test_products_of_int8_are_refused_before_ampere(level: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnb_core.backends.triton.int8 import _refusal
+@pytest.mark.parametrize("level", [75, 80, 120])
+def test_products_of_int8_are_refused_before_ampere(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnb_core.backends.triton import int8
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: level)
-    reason = "products of int8 need compute capability 8.0, got 7.5" if level < (8, 0) else None
-    assert _refusal.__wrapped__(torch.device("cuda:0")) == reason
-    row = next(row for row in library.rows("cpu") if row.op == "int8_mm")
-    assert row.refuses((torch.zeros(1, 1, dtype=torch.int8),) * 2 + (None,)) is None
+    A, (row,) = torch.zeros(1, 1, dtype=torch.int8), (row for row in library.rows("cpu") if row.op == "int8_mm")
+    assert row.refuses((A, A, None)) is None
+    monkeypatch.setattr(int8, "architecture", lambda device: f"sm_{level}")
+    reason = "products of int8 need sm_80 or later, got sm_75" if level < 80 else None
+    assert int8.why_not_int8_mm(A) == reason
 
 
 @pytest.mark.parametrize("device", ["cuda", "xpu"])

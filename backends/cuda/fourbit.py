@@ -25,6 +25,8 @@ MOST_GROUPS, MOST_K = 1024, 2**24
 
 @cache
 def _most_rows_of_tensor_cores(device: torch.device) -> int:
+    if not torch.cuda.is_available():  # a fake tensor, without a GPU
+        return MOST_ROWS
     major, minor = torch.cuda.get_device_capability(device)
     return next((most for arch, most in MOST_ROWS_OF_TENSOR_CORES.items() if arch <= 10 * major + minor), MOST_ROWS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from bnb_core.ops_registry.checks import row_count
 from bnb_core.ops_registry.precision import fp32_product
 
 from .launch import next_power, on_device, positions, rounded, share
-from .tiles import tile
+from .tiles import architecture, tile
 
 INFINITE = tl.constexpr(0x7F800000)  # the bits of fp32's infinity; those of NaN are above
 # From here up 1 / absmax * 127 does not overflow.
@@ -23,16 +22,11 @@ SMALLEST_INVERTED = tl.constexpr(2.0**-120)
 PRODUCT_SCALE = tl.constexpr(6.200124e-05)
 
 
-@cache
-def _refusal(device: torch.device) -> str | None:
-    if device.type != "cuda" or torch.version.hip or (level := torch.cuda.get_device_capability(device)) >= (8, 0):
-        return None
-    return "products of int8 need compute capability 8.0, got {}.{}".format(*level)
-
-
 def why_not_int8_mm(A: Tensor, *_: Any) -> str | None:
     """Triton compiles them for no NVIDIA GPU before Ampere."""
-    return _refusal(A.device)
+    arch = architecture(A.device)
+    old = arch.startswith("sm_") and int(arch.removeprefix("sm_")) < 80
+    return f"products of int8 need sm_80 or later, got {arch}" if old else None
 
 
 why_not_int8_scaled_mm = why_not_int8_mixed_scaled_mm = why_not_int8_linear = why_not_int8_mm

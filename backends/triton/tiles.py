@@ -53,10 +53,14 @@ def fixed(kernel: str, rung: Rung) -> Iterator[None]:
 
 @cache
 def architecture(device: torch.device) -> str:
-    """`sm_90`, `gfx942`, or the name of a GPU that has no such number; `any` for the CPU, which interprets kernels."""
-    if device.type == "cpu":
+    """`sm_90`, `gfx942`, or the name of a GPU that has no such number.
+
+    `any` for the CPU, which interprets kernels, and for a GPU that is not there.
+    """
+    module = None if device.type == "cpu" else torch.get_device_module(device.type)
+    if module is None or not module.is_available():
         return ANY
-    properties = torch.get_device_module(device.type).get_device_properties(device)
+    properties = module.get_device_properties(device)
     if device.type != "cuda":
         return str(properties.name)
     if torch.version.hip is not None:
