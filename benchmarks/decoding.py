@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import bnb_core
 
-from .gpu import measured, peer_package
+from .gpu import count, here, measured, peer_package
 
 HEAD = 128  # elements of a head
 MakeLinear = Callable[[int, int], nn.Module]
@@ -62,7 +62,12 @@ def step_of(linear: MakeLinear, options: argparse.Namespace) -> Callable[[], obj
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         model(x)
-    return graph.replay
+
+    def replay() -> object:
+        graph.replay()
+        return model, x  # the graph reads their memory, and does not keep it
+
+    return replay
 
 
 def contestants(device: torch.device) -> dict[str, MakeLinear]:
@@ -81,10 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.decoding", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--device", type=torch.device, default="cuda")
+    parser.add_argument("--device", type=here, default="cuda")
     for name, default in {"blocks": 4, "hidden": 4096, "context": 512, "rounds": 50}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=count, default=default)
     options = parser.parse_args(arguments)
+    if options.hidden % HEAD:
+        parser.error(f"--hidden is {options.hidden}, expected a multiple of {HEAD}")
     with torch.inference_mode():
         steps = {name: step_of(linear, options) for name, linear in contestants(options.device).items()}
         times = measured(steps, options.device, options.rounds)

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from bnb_core.cli.console import CommandError, device_of
 from bnb_core.ops_registry import force, kernels_for
 from bnb_core.ops_registry.cases import tensors
 from bnb_core.ops_registry.codebooks import dynamic_map
@@ -185,11 +186,26 @@ def measured(calls: dict[str, Call], device: torch.device, rounds: int) -> dict[
     return {name: statistics.median(found) for name, found in times.items()}
 
 
+def here(name: str) -> torch.device:
+    """The device of an option."""
+    try:
+        return device_of(name)
+    except CommandError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count(text: str) -> int:
+    """The number of an option, at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return number
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", type=torch.device, default="cuda")
-    parser.add_argument("--size", type=int, default=4096, help="rows and columns of weights")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--device", type=here, default="cuda")
+    parser.add_argument("--size", type=count, default=4096, help="rows and columns of weights")
+    parser.add_argument("--rounds", type=count, default=20)
     parser.add_argument("--output", type=Path, metavar="FILE", help="the numbers as JSON")
     parser.add_argument("works", nargs="*", metavar="WORK", help="parts of names (all)")
     options = parser.parse_args(arguments)

@@ -196,3 +196,17 @@ def test_decoding_runs_on_the_cpu_too(capsys):
     )
     printed = capsys.readouterr().out
     assert "bnb_core NF4" in printed and "torch bf16" in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "sentence"),
+    [
+        (gpu, ("--device", "nowhere"), "'nowhere' is no device"),
+        (gpu, ("--device", "cpu", "--rounds", "0"), "expected at least 1, got 0"),
+        (decoding, ("--device", "cpu", "--hidden", "100"), "--hidden is 100, expected a multiple of 128"),
+    ],
+)
+def test_wrong_use_of_the_benchmarks_of_gpus_ends_with_a_sentence(command, arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2 and sentence in capsys.readouterr().err

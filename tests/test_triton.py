@@ -150,6 +150,11 @@ def test_tuning_writes_the_table_that_launches_read(tmp_path: Path) -> None:
     assert set(found) == {"statistics.squares", "int8.scale"} and [len(rungs) for rungs in found.values()] == [1, 1]
     for kernel, (rung,) in found.items():
         assert rung.keys() == tiles.tile(kernel, torch.device("cpu")).keys()
+    done = python(*tune, "--rounds", "0", path=(), TRITON_INTERPRET="1")
+    assert done.returncode == 2 and "--size and --rounds are at least 1" in done.stderr
+    table.write_text("{")
+    done = python(*tune, "--output", table, path=(), TRITON_INTERPRET="1")
+    assert done.returncode == 2 and f"{table} is no table of tiles" in done.stderr
     done = python(*tune, "fourbit.gem", path=(), TRITON_INTERPRET="1")
     assert done.returncode == 2 and "no kernel fourbit.gem, expected some of blockwise.quantize, " in done.stderr
 

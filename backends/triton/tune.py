@@ -24,6 +24,7 @@ import torch
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
+from bnb_core.ops_registry import available_devices
 from bnb_core.ops_registry.codebooks import dynamic_map
 from bnb_core.ops_registry.formats import GNORM_HISTORY
 
@@ -205,10 +206,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="calls that are timed")
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="only these, such as fourbit.gemm")
     options = parser.parse_args(arguments)
+    if options.device.type not in available_devices():
+        parser.error(f"device {options.device} is not available; there is {', '.join(available_devices())}")
+    if min(options.size, options.rounds) < 1:
+        parser.error("--size and --rounds are at least 1")
     known = read(OWN)["any"]
     if unknown := [kernel for kernel in options.kernels if kernel not in known]:
         parser.error(f"no kernel {', '.join(unknown)}, expected some of {', '.join(known)}")
-    table = read(options.output) if options.output.exists() else {}
+    try:
+        table = read(options.output) if options.output.exists() else {}
+    except ValueError as error:
+        parser.error(str(error))
     found = tuned(options.device, options.size, options.kernels, options.rounds)
     arch = architecture(options.device)
     table[arch] = table.get(arch, {}) | found

@@ -24,29 +24,13 @@
 
 #define __global__
 #define __device__
-#define __host__
-#define __constant__
 #define __grid_constant__
 #define __shared__ static
 #define __forceinline__ inline
-#define __restrict__
 #define __launch_bounds__(...)
-#define __grid_constant__
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
-};
-struct uint2 {
-    unsigned x, y;
-};
-struct alignas(16) uint4 {
-    unsigned x, y, z, w;
-};
-struct alignas(8) float2 {
-    float x, y;
-};
-struct alignas(16) float4 {
-    float x, y, z, w;
 };
 
 inline thread_local dim3 gridDim, blockDim, blockIdx, threadIdx;
@@ -223,7 +207,6 @@ void launch(const char*, void (*kernel)(Parameters...), std::int64_t blocks, int
 }  // namespace bnb_core
 
 inline void __syncthreads() { bnb_core::fibers::Block::current()->wait_for_block(); }
-inline void __syncwarp(unsigned = 0xFFFFFFFFu) { bnb_core::fibers::Block::current()->exchange(0); }
 
 template <class T>
 T __shfl_sync(unsigned, T value, int from) {
@@ -233,12 +216,6 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
     const int lane = bnb_core::fibers::lane();
     return bnb_core::fibers::Block::current()->exchange(value)[lane ^ mask];
-}
-template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned distance) {
-    const int from = bnb_core::fibers::lane() + static_cast<int>(distance);
-    const T* all = bnb_core::fibers::Block::current()->exchange(value);
-    return from < 32 ? all[from] : value;
 }
 template <class T>
 T __shfl_up_sync(unsigned, T value, unsigned distance) {
@@ -263,15 +240,10 @@ inline int __syncthreads_or(int predicate) {
     return result;
 }
 
-template <class T>
-T __ldg(const T* p) {
-    return *p;
-}
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmaf_ru(float a, float b, float c) {
@@ -296,5 +268,4 @@ inline int __dp4a(int a, int b, int c) {
     return c;
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline int atomicOr(int* place, int value) { return std::exchange(*place, *place | value); }
 inline int atomicMax(int* place, int value) { return std::exchange(*place, std::max(*place, value)); }
