@@ -242,9 +242,9 @@ def decision_table(code: torch.Tensor, merge_equals: bool = True) -> DecisionTab
     """Boundaries are midpoints of neighbours, rounded to fp32.
 
     Equal values are served by the one with the lowest index. Not merged, they are neighbours like others: the lowest
-    index has the numbers up to the value, the highest those above.
+    index has the numbers up to the value, the highest those above. NaN is nearest to nothing.
     """
-    values, order = torch.sort(code, stable=True)
+    values, order = torch.sort(code.masked_fill(code.isnan(), torch.inf), stable=True)
     if merge_equals:
         order = order.index_select(0, torch.searchsorted(values, values))
     return DecisionTable((values[:-1] + values[1:]) / 2, order.to(torch.uint8))

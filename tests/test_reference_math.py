@@ -71,6 +71,11 @@ def check_nearest(t: Tensor, codes: Tensor, code: Tensor, lowest_index: bool = T
         assert torch.equal(codes.long(), first[below])
 
 
+def test_nothing_is_nearest_to_nan() -> None:
+    table = decision_table(torch.tensor([0.5, torch.nan, -1.0, torch.nan]))
+    assert table.nearest(torch.tensor([-1.0, -0.3, 0.1])).tolist() == [2, 2, 0]
+
+
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES)
 def test_quantize_blockwise_finds_the_nearest_code(code: Tensor, device: torch.device) -> None:
     boundaries = decision_table(code).boundaries

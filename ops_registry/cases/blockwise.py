@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..checks import ceil_div
 from ..codebooks import dynamic_map, linear_map
 from ..formats import FLOATS
 from .maker import BadCase, Case, Maker, changer
@@ -27,6 +28,19 @@ def _codes(make: Maker) -> Iterator[tuple[str, Tensor]]:
         yield "4 entries", make.tensor([-1.0, -0.25, 0.5, 1.0])
 
 
+def _beside_boundaries(make: Maker, code: Tensor) -> Tensor:
+    """Where the nearest code changes, and the numbers next to it, up to 1; blocks of 64, each with the absmax 1."""
+    values = code.cpu()
+    values = values[~values.isnan()].sort().values
+    edges = torch.cat([(values[1:] + values[:-1]) / 2, values, torch.tensor([0.0, -0.0, 1e-40])])
+    infinity = torch.tensor(torch.inf)
+    numbers = torch.cat([edges, torch.nextafter(edges, infinity), torch.nextafter(edges, -infinity)])
+    numbers = numbers[numbers.abs() <= 1]
+    blocks = numbers.new_ones(ceil_div(numbers.numel(), 63), 64)
+    blocks[:, :63] = torch.nn.functional.pad(numbers, (0, len(blocks) * 63 - numbers.numel())).view(-1, 63)
+    return blocks.to(make.device)
+
+
 def quantize_cases(make: Maker) -> Iterator[Case]:
     for dtype in FLOATS:
         for code_name, code in _codes(make):
@@ -45,6 +59,15 @@ def quantize_cases(make: Maker) -> Iterator[Case]:
     yield Case("huge", (make.normal(300, scale=1e38).clamp(-3e38, 3e38), code, 64))
     yield Case("short code", (make.normal(300), make.tensor([-1.0, -0.25, 0.5, 1.0]), 64))
     yield Case("many", (make.normal(70001), code, 64))
+    tables = {
+        **dict(_codes(make)),
+        "beyond 1": make.normal(256, scale=3.0),
+        "of tiny values": make.tensor([-1e-8, 0.0, 1e-8, 1e-40, 1.0]),
+        "with NaN": make.tensor([torch.nan, 0.5, -1.0, torch.nan, 1.0]),
+        "without zero": make.tensor([-1.0, -0.25, 0.25, 1.0]),
+    }
+    for name, table in tables.items():
+        yield Case(f"boundaries of a code, {name}", (_beside_boundaries(make, table), table, 64))
     yield Case("duplicate and unsorted codes", (make.normal(300), make.tensor([0.0, 1.0, -1.0, 0.0, 0.5, 0.5]), 64))
 
 

@@ -52,8 +52,8 @@ define(
 
         A: any shape, fp32, fp16 or bf16. code: fp32 `[1…256]`. blocksize: elements per block, the last may be short.
         q: uint8 like A, the index of the code nearest to `A / absmax`; on a boundary (the fp32 midpoint of two
-        neighbours) the lower value, among equal codes the lowest index. absmax: fp32 `[⌈n / blocksize⌉]`; 0 for a zero
-        block, NaN for a block with NaN or Inf, whose codes are then that of 0.
+        neighbours) the lower value, among equal codes the lowest index, NaN never. absmax: fp32 `[⌈n / blocksize⌉]`;
+        0 for a zero block, NaN for a block with NaN or Inf, whose codes are then that of 0.
         """,
     )
 )

@@ -267,5 +267,13 @@ inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 32; i += 8) c += static_cast<std::int8_t>(a >> i) * static_cast<std::int8_t>(b >> i);
     return c;
 }
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    const std::uint64_t bytes = static_cast<std::uint64_t>(b) << 32 | a;
+    unsigned found = 0;
+    for (int i = 0; i < 4; ++i) {
+        found |= static_cast<unsigned>(bytes >> (8 * (selector >> (4 * i) & 7)) & 255u) << (8 * i);
+    }
+    return found;
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int atomicMax(int* place, int value) { return std::exchange(*place, std::max(*place, value)); }

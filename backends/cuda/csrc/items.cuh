@@ -36,16 +36,15 @@ __device__ __forceinline__ void read(const T* from, std::int64_t begin, std::int
     for (int i = 0; i < COUNT; ++i) to[i] = to_float(found.of[i]);
 }
 
-// The elements that exist, in their type.
+// The elements that exist.
 template <int COUNT, class T>
-__device__ __forceinline__ void write(T* to, std::int64_t begin, std::int64_t n, bool wide, const T (&from)[COUNT]) {
+__device__ __forceinline__ void write(T* to, std::int64_t begin, std::int64_t n, bool wide,
+                                      const Items<T, COUNT>& from) {
     if (wide && begin + COUNT <= n) {
-        Items<T, COUNT> made;
-        for (int i = 0; i < COUNT; ++i) made.of[i] = from[i];
-        *reinterpret_cast<Items<T, COUNT>*>(to + begin) = made;
+        *reinterpret_cast<Items<T, COUNT>*>(to + begin) = from;
     } else {
         for (int i = 0; i < COUNT; ++i) {
-            if (begin + i < n) to[begin + i] = from[i];
+            if (begin + i < n) to[begin + i] = from.of[i];
         }
     }
 }

@@ -14,25 +14,27 @@ using Method = Encoder::Method;
 constexpr std::int64_t kFewNumbers = 2048;
 constexpr std::uint32_t kOneBits = 0x3F800000u;
 
-// Distinct values in ascending order, and their codes.
+// Distinct values in ascending order, and their codes. NaN counts as Inf: nearest to nothing.
 std::int32_t sort_values(Encoder& encoder, const float* code, std::int32_t size, float* values) {
+    const auto value_of = [&](std::int32_t i) { return code[i] == code[i] ? code[i] : float_of(kInfinityBits); };
     std::int32_t sorted = 1;
-    while (sorted < size && code[sorted - 1] < code[sorted]) ++sorted;
+    while (sorted < size && value_of(sorted - 1) < value_of(sorted)) ++sorted;
     encoder.direct = sorted == size;
     for (std::int32_t i = 0; i < sorted; ++i) {
-        values[i] = code[i];
+        values[i] = value_of(i);
         encoder.codes[i] = i;
     }
     std::int32_t count = sorted;
     for (std::int32_t i = sorted; i < size; ++i) {
+        const float value = value_of(i);
         std::int32_t at = count;
-        while (at > 0 && code[i] < values[at - 1]) --at;
-        if (at > 0 && code[i] == values[at - 1]) continue;
+        while (at > 0 && value < values[at - 1]) --at;
+        if (at > 0 && value == values[at - 1]) continue;
         for (std::int32_t j = count; j > at; --j) {
             values[j] = values[j - 1];
             encoder.codes[j] = encoder.codes[j - 1];
         }
-        values[at] = code[i];
+        values[at] = value;
         encoder.codes[at] = i;
         ++count;
     }

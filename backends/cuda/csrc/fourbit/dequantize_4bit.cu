@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfThreads)
             if constexpr (kWhole) {
                 *reinterpret_cast<Items<T, kWidth>*>(out + begin + r * kTile) = values;
             } else {
-                write<kWidth>(out, begin + r * kTile, n, false, values.of);
+                write<kWidth>(out, begin + r * kTile, n, false, values);
             }
         }
     };

@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(kThreads)
             scales[r] = found ? weight.scales[(first + at) >> weight.blocksize_log2] : none;
         }
         for (int r = 0; r < kRuns; ++r) {
-            T values[kWidth];
-            for (int i = 0; i < kWidth; ++i) values[i] = convert<T>(__fmul_rn(table.at(codes[r], i), scales[r]));
+            Items<T, kWidth> values;
+            for (int i = 0; i < kWidth; ++i) values.of[i] = convert<T>(__fmul_rn(table.at(codes[r], i), scales[r]));
             write<kWidth>(out + row * K, begin + r * kStep, K, true, values);
         }
     }

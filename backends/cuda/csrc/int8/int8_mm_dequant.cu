@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(kThreads)
             }
             add_outliers(row, exists, values);
             if (!exists) continue;
-            T made[kItems];
-            for (int i = 0; i < kItems; ++i) made[i] = convert<T>(values[i]);
+            Items<T, kItems> made;
+            for (int i = 0; i < kItems; ++i) made.of[i] = convert<T>(values[i]);
             write<kItems>(out + row * N, at, N, wide, made);
         }
     };
@@ -115,9 +115,9 @@ __global__ void __launch_bounds__(kThreads)
     for (std::int64_t row = first + threadIdx.x / kWarp; row < first + kTall && row < rows; row += kWarps) {
         const float scale = stats[row];
         const auto found = read<kItems>(A + row * width, at, width, wide);
-        float values[kItems];
+        Items<float, kItems> values;
         for (int i = 0; i < kItems; ++i)
-            values[i] = __fdiv_rn(__fmul_rn(static_cast<float>(found.of[i]), scale), 127.0f);
+            values.of[i] = __fdiv_rn(__fmul_rn(static_cast<float>(found.of[i]), scale), 127.0f);
         write<kItems>(out + row * width, at, width, wide, values);
     }
 }

@@ -51,10 +51,10 @@ __global__ void __launch_bounds__(kThreads) by_row(const T* A, std::int64_t rows
         if (threadIdx.x == 0) absmax[row] = scale.absmax;
         for (std::int64_t at = threadIdx.x * kItems; at < width; at += kThreads * kItems) {
             float values[kItems];
-            std::int8_t codes[kItems];
+            Items<std::int8_t, kItems> codes;
             read<kItems>(x, at, width, wide, values);
             for (int i = 0; i < kItems; ++i) {
-                codes[i] = is_outlier(values[i], threshold) ? std::int8_t{0} : scale.code(values[i]);
+                codes.of[i] = is_outlier(values[i], threshold) ? std::int8_t{0} : scale.code(values[i]);
             }
             write<kItems>(q + row * width, at, width, wide, codes);
         }
@@ -100,11 +100,11 @@ __global__ void __launch_bounds__(kThreads) by_column(const T* A, std::int64_t r
     read<kItems>(absmax, at, width, wide, scales);
     for (std::int64_t row = first + threadIdx.x / kWarp; row < first + kTall && row < rows; row += kWarps) {
         float values[kItems];
-        std::int8_t codes[kItems];
+        Items<std::int8_t, kItems> codes;
         read<kItems>(A + row * width, at, width, wide, values);
         for (int i = 0; i < kItems; ++i) {
             const Scale scale(__float_as_uint(scales[i]));
-            codes[i] = is_outlier(values[i], threshold) ? std::int8_t{0} : scale.code(values[i]);
+            codes.of[i] = is_outlier(values[i], threshold) ? std::int8_t{0} : scale.code(values[i]);
         }
         write<kItems>(q + row * width, at, width, wide, codes);
     }

@@ -1,7 +1,10 @@
 // Moments as 8-bit codes of a codebook with a scale.
 #pragma once
 
+#include <type_traits>
+
 #include "../blockwise/codebook.cuh"
+#include "../blockwise/quotient.cuh"
 #include "batch.cuh"
 
 namespace bnb_core {
@@ -11,36 +14,34 @@ struct Maps {
 };
 
 // The codebooks of a rule with `moments` moments, of which the last of several is in state 2.
-template <class Table, int moments>
-struct Tables {
-    Table of[moments > 1 ? 2 : 1];
+template <int moments>
+struct Decoders {
+    Decoder of[moments > 1 ? 2 : 1];
 
     __device__ void make(const Maps& maps) {
         for (int m = 0; m < (moments > 1 ? 2 : 1); ++m)
             of[m].make(maps.of[m].values, static_cast<int>(maps.of[m].size));
     }
-    __device__ __forceinline__ const Table& of_moment(int k) const { return of[moments > 1 && k == moments - 1]; }
+    __device__ __forceinline__ const Decoder& of_moment(int k) const { return of[moments > 1 && k == moments - 1]; }
 };
 
-// x / scale as correctly rounded as the division itself, in five operations (Markstein 1990): the scale is the same for
-// many x, none of which is larger. 0 for a scale that is 0 or NaN.
-class Quotient {
-  public:
-    __device__ __forceinline__ explicit Quotient(float scale) : any_(scale > 0.0f) {
-        // Where the reciprocal, or the products, would leave the range of fp32 both are shifted.
-        shift_ = scale < 0x1p-60f ? 0x1p64f : scale > 0x1p60f ? 0x1p-64f : 1.0f;
-        scale_ = scale * shift_;
-        reciprocal_ = __fdiv_rn(1.0f, any_ ? scale_ : 1.0f);
-    }
-    __device__ __forceinline__ float operator()(float x) const {
-        const float shifted = x * shift_, near = shifted * reciprocal_;
-        const float t = __fmaf_rn(__fmaf_rn(-near, scale_, shifted), reciprocal_, near);
-        return any_ ? t : 0.0f;
-    }
+// State 2 has averages of squares, as a rule with a codebook without negative values.
+template <int moments>
+struct Encoders {
+    Encoder<true> of_state1;
+    std::conditional_t<(moments > 1), Encoder<false>, char> of_state2;
 
-  private:
-    bool any_;
-    float shift_, scale_, reciprocal_;
+    __device__ void make(const Maps& maps) {
+        of_state1.make(maps.of[0].values, static_cast<int>(maps.of[0].size));
+        if constexpr (moments > 1) of_state2.make(maps.of[1].values, static_cast<int>(maps.of[1].size));
+    }
+    template <int COUNT>
+    __device__ __forceinline__ Coded<COUNT> nearest(int k, const float (&t)[COUNT]) const {
+        if constexpr (moments > 1) {
+            if (k == moments - 1) return of_state2.nearest(t);
+        }
+        return of_state1.nearest(t);
+    }
 };
 
 __device__ __forceinline__ void decode(const Decoder& decoder, const Lane<std::uint8_t>& codes, float scale,
@@ -50,17 +51,26 @@ __device__ __forceinline__ void decode(const Decoder& decoder, const Lane<std::u
     }
 }
 
-template <bool FULL>
-__device__ __forceinline__ void encode(const Encoder& encoder, const Values& values, float scale,
+// Of moment k.
+template <int moments, bool FULL>
+__device__ __forceinline__ void encode(const Encoders<moments>& encoders, int k, const Values& values, float scale,
                                        const Place<FULL>& place, std::uint8_t* codes) {
     const Quotient over(scale);
     Values t;
     for (int r = 0; r < kRuns; ++r) {
         for (int i = 0; i < kRun; ++i) t[r][i] = over(values[r][i]);
     }
-    Lane<std::uint8_t> made;
-    for (int r = 0; r < kRuns; ++r) encoder.nearest(t[r], made.run[r].of);
-    store(codes, place, made);
+    codes += place.at;
+    for (int r = 0; r < kRuns; ++r) {
+        const auto made = encoders.nearest(k, t[r]);
+        if (FULL) {
+            made.write(codes + r * place.kNext);
+        } else {
+            for (int i = 0; i < kRun; ++i) {
+                if (place.has(r, i)) codes[r * place.kNext + i] = made[i];
+            }
+        }
+    }
 }
 
 // A block of a parameter with its moments.
@@ -73,7 +83,7 @@ struct CodedBlock {
     // scale(k): of moment k.
     template <bool FULL, class Scale>
     __device__ __forceinline__ void read(const Batch& batch, const Parameter& parameter, const Place<FULL>& place,
-                                         const Tables<Decoder, moments>& decoders, Scale&& scale) {
+                                         const Decoders<moments>& decoders, Scale&& scale) {
         Lane<std::uint8_t> codes[moments];
         float scales[moments];
         for (int k = 0; k < moments; ++k) {

@@ -20,7 +20,7 @@ template <class Rule>
 __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
     measure(const __grid_constant__ Batch batch, const __grid_constant__ Maps maps, Found* parameters) {
     constexpr int moments = Rule::moments;
-    __shared__ Tables<Decoder, moments> decoders;
+    __shared__ Decoders<moments> decoders;
     decoders.make(maps);
     const Update<Rule> rule(batch.numbers);
     const bool leads = threadIdx.x % kWarp == 0;
@@ -54,8 +54,8 @@ template <class Rule>
 __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
     update(const __grid_constant__ Batch batch, const __grid_constant__ Maps maps, const Found* parameters) {
     constexpr int moments = Rule::moments;
-    __shared__ Tables<Decoder, moments> decoders;
-    __shared__ Tables<Encoder, moments> encoders;
+    __shared__ Decoders<moments> decoders;
+    __shared__ Encoders<moments> encoders;
     decoders.make(maps);
     encoders.make(maps);
     const Update<Rule> rule(batch.numbers);
@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
             for (int k = 0; k < moments; ++k) {
                 const float scale = absmax_of(static_cast<std::uint32_t>(found.largest[k]));
                 if (begin == 0 && threadIdx.x % kWarp == 0) *scales_of(parameter, k, moments, 1) = scale;
-                encode(encoders.of_moment(k), here.moment[k], scale, place,
-                       moment_of<std::uint8_t>(parameter, k, moments));
+                encode(encoders, k, here.moment[k], scale, place, moment_of<std::uint8_t>(parameter, k, moments));
             }
         });
     });
@@ -86,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
 // than to keep them, at 4 bytes for each byte of state.
 void optimizer_step_8bit(const OptimizerStep& step, const Codebook& map1, const Codebook& map2, std::int32_t* scratch) {
     Found* const found = reinterpret_cast<Found*>(scratch);
-    const __grid_constant__ Maps maps = {{map1, map2}};
+    const Maps maps = {{map1, map2}};
     visit_rule(step.rule, [&](auto type) {
         using Rule = typename decltype(type)::type;
         each_batch(step, {1, kMeasured}, [&](const Batch& batch) {

@@ -9,8 +9,8 @@ template <class Rule>
 __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
     update(const __grid_constant__ Batch batch, const __grid_constant__ Maps maps) {
     constexpr int moments = Rule::moments;
-    __shared__ Tables<Decoder, moments> decoders;
-    __shared__ Tables<Encoder, moments> encoders;
+    __shared__ Decoders<moments> decoders;
+    __shared__ Encoders<moments> encoders;
     decoders.make(maps);
     encoders.make(maps);
     const Update<Rule> rule(batch.numbers);
@@ -29,8 +29,7 @@ __global__ void __launch_bounds__(kThreads, kHeld<Rule>)
             for (int k = 0; k < moments; ++k) {
                 const float scale = absmax_of(largest_of(here.largest(k)));
                 if (threadIdx.x % kWarp == 0) scales_of(parameter, k, moments, blocks)[block] = scale;
-                encode(encoders.of_moment(k), here.moment[k], scale, place,
-                       moment_of<std::uint8_t>(parameter, k, moments));
+                encode(encoders, k, here.moment[k], scale, place, moment_of<std::uint8_t>(parameter, k, moments));
             }
         });
     });
