@@ -12,7 +12,7 @@ import pytest
 import torch
 from peers import drop_in
 
-from benchmarks import decoding, gpu
+from benchmarks import decoding, gpu, rows
 from benchmarks.__main__ import main, matches
 from benchmarks.measure import measure
 from benchmarks.peers import missing
@@ -198,9 +198,18 @@ def test_decoding_runs_on_the_cpu_too(capsys):
     assert "bnb_core NF4" in printed and "torch bf16" in printed
 
 
+def test_rows_from_which_decoding_pays(capsys):
+    times = {1: {"ours": 1.0, "composed": 2.0}, 4: {"ours": 2.0, "composed": 2.0}, 16: {"ours": 3.0, "composed": 2.0}}
+    assert rows.crossing(times, "ours") == 4 and rows.crossing(times, "refused") == 0
+    assert rows.main(["--device", "cpu", "--rounds", "1", "--shape", "64,128", "--rows", "1", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "64 x 128" in printed and "torch bf16" in printed and "up to rows:" in printed
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "sentence"),
     [
+        (rows, ("--device", "cpu", "--shape", "4096"), "invalid shape value: '4096'"),
         (gpu, ("--device", "nowhere"), "'nowhere' is no device"),
         (gpu, ("--device", "cpu", "--rounds", "0"), "expected at least 1, got 0"),
         (decoding, ("--device", "cpu", "--hidden", "100"), "--hidden is 100, expected a multiple of 128"),
