@@ -1,7 +1,9 @@
-// CUDA kernels on the CPU, for tests without a GPU: the threads of a block are fibers that one thread runs in turn,
-// until all of them wait at the same barrier. Blocks run one after the other. Of CUDA there is what the kernels use.
+// CUDA kernels on the CPU, for tests without a GPU: the threads of a block are fibers that one thread runs in turn.
+// Blocks run one after the other. Of CUDA there is what the kernels use.
 //
-// A barrier that some threads never reach is an error, and so is a shuffle that not all lanes of its mask join.
+// A barrier that some threads never reach is an error, and so is a shuffle that not all lanes of a warp join. From one
+// barrier of the block to the next its warps run one after the other, from the first or from the last, as is drawn
+// anew (the same draws in every process): what lacks a barrier between warps comes out wrong in one of the two orders.
 #pragma once
 
 #include <ucontext.h>
@@ -14,6 +16,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -56,20 +59,18 @@ class Block {
     }
 
     void run() {
+        static thread_local std::minstd_rand draw;
         current() = this;
-        while (true) {
-            bool ran = false, left = false;
-            for (std::size_t i = 0; i < fibers_.size(); ++i) {
-                Fiber& fiber = fibers_[i];
-                left = left || !fiber.done;
-                if (fiber.done || fiber.waits != Nothing) continue;
-                ran = true;
-                running_ = i;
-                threadIdx.x = static_cast<unsigned>(i);
-                swapcontext(&scheduler_, &fiber.context);
+        const std::size_t size = fibers_.size(), warps = (size + kWarp - 1) / kWarp;
+        do {
+            const bool backwards = (draw() >> 16 & 1) != 0;
+            for (std::size_t turn = 0; turn < warps; ++turn) {
+                const std::size_t begin = (backwards ? warps - 1 - turn : turn) * kWarp;
+                run_warp(begin, std::min(size, begin + kWarp), backwards);
             }
-            if (!left) return;
-            if (!release() && !ran) throw std::runtime_error("fibers: not all threads reach a barrier");
+        } while (release(0, size, ForBlock));
+        for (const Fiber& fiber : fibers_) {
+            if (!fiber.done) throw std::runtime_error("fibers: not all threads reach a barrier");
         }
     }
 
@@ -129,22 +130,32 @@ class Block {
         swapcontext(&fibers_[mine].context, &scheduler_);
     }
 
-    // Lets those go on all of whose like wait.
-    bool release() {
-        bool any = release(0, fibers_.size(), ForBlock);
-        for (std::size_t i = 0; i < fibers_.size(); i += kWarp) {
-            any = release(i, std::min(fibers_.size(), i + kWarp), ForWarp) || any;
-        }
-        return any;
+    // As far as all of its lanes get without other warps.
+    void run_warp(std::size_t begin, std::size_t end, bool backwards) {
+        do {
+            for (std::size_t turn = 0; turn < end - begin; ++turn) {
+                const std::size_t i = backwards ? end - 1 - turn : begin + turn;
+                if (fibers_[i].done || fibers_[i].waits != Nothing) continue;
+                running_ = i;
+                threadIdx.x = static_cast<unsigned>(i);
+                swapcontext(&scheduler_, &fibers_[i].context);
+            }
+        } while (release(begin, end, ForWarp));
     }
 
+    // Lets those go on all of whose like wait.
     bool release(std::size_t begin, std::size_t end, Wait what) {
-        bool any = false;
+        bool any = false, all = true;
         for (std::size_t i = begin; i < end; ++i) {
-            if (fibers_[i].done) continue;
-            if (fibers_[i].waits != what) return false;
-            any = true;
+            if (fibers_[i].done) {
+                all = false;
+            } else if (fibers_[i].waits == what) {
+                any = true;
+            } else {
+                return false;
+            }
         }
+        if (any && !all && what == ForWarp) throw std::runtime_error("fibers: not all lanes join a shuffle");
         for (std::size_t i = begin; i < end; ++i) fibers_[i].waits = Nothing;
         return any;
     }
