@@ -32,6 +32,11 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """The contiguous tensor, or a copy, at an address for accesses of 16 bytes."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def writable(out: Tensor, *inputs: Tensor | None) -> Tensor:
     """Memory for the result that is to be in `out`: `out` itself, or a tensor like it, which `filled` copies there.
 

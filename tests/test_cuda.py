@@ -22,6 +22,7 @@ from conftest import LEVEL
 from bnb_core import ops_registry
 from bnb_core.backends import cuda
 from bnb_core.backends.cuda.families import Families
+from bnb_core.backends.cuda.int8 import Int8
 from bnb_core.conformance.attempts import ASPECTS, Subject
 from bnb_core.ops_registry.codebooks import dynamic_map, four_bit
 from bnb_core.ops_registry.tolerance import differences
@@ -77,6 +78,62 @@ def test_kernels_conform_as_fibers(kernels: str, op: str) -> None:
         assert passed > 3
     finally:
         ops_registry.unregister_kernel(row)
+
+
+FAULTS = """
+#include <cstdio>
+#include "tests/fibers/fibers.h"
+using namespace bnb_core;
+
+// Each thread reads what another warp wrote; with two barriers nobody writes before all have read.
+void passed_on(int barriers, int* wrong) {
+    __shared__ unsigned found[64];
+    for (unsigned round = 0; round < 8; ++round) {
+        found[threadIdx.x] = round;
+        if (barriers > 0) __syncthreads();
+        __shfl_xor_sync(~0u, 0, 1);
+        *wrong += found[63 - threadIdx.x] != round;
+        if (barriers > 1) __syncthreads();
+    }
+}
+
+void without_a_lane(int) {
+    if (threadIdx.x != 5) __shfl_xor_sync(~0u, 0, 1);
+}
+
+int main() {
+    for (int barriers = 0; barriers < 3; ++barriers) {
+        int wrong = 0;
+        launch("", passed_on, 4, 64, nullptr, barriers, &wrong);
+        std::printf("%d ", wrong > 0);
+    }
+    try {
+        launch("", without_a_lane, 1, 64, nullptr, 0);
+    } catch (const std::exception& error) {
+        std::puts(error.what());
+    }
+}
+"""
+
+
+def test_fibers_show_what_lacks_a_barrier_or_a_lane(tmp_path: Path) -> None:
+    (tmp_path / "faults.cpp").write_text(FAULTS)
+    run("c++", "-std=c++17", "-O1", "-DBNB_FIBERS", "-I", ROOT, tmp_path / "faults.cpp", "-o", tmp_path / "faults")
+    assert run(tmp_path / "faults").split(maxsplit=3) == ["1", "1", "0", "fibers: not all lanes join a shuffle\n"]
+
+
+def test_cublas_gets_aligned_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    product, places = torch._int_mm, []
+
+    def int_mm(A: torch.Tensor, B: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        places.extend(tensor.data_ptr() % 16 for tensor in (A, B))
+        return product(A, B, out=out)
+
+    monkeypatch.setattr(torch, "_int_mm", int_mm)
+    numbers = [torch.randint(-128, 128, (rows * 16 + 1,), dtype=torch.int8) for rows in (24, 8)]
+    A, B = (memory[1:].view(-1, 16) for memory in numbers)
+    assert torch.equal(Int8(ModuleType("no kernels")).int8_mm(A, B), A.int() @ B.int().t())
+    assert places == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bnb_core.ops_registry.checks import ceil_div
-from bnb_core.ops_registry.memory import NAMES, address, contiguous, filled, new_tensor, writable
+from bnb_core.ops_registry.memory import NAMES, address, aligned, contiguous, filled, new_tensor, writable
 
 from .streams import place
 
@@ -29,11 +29,6 @@ def _most_rows_of_tensor_cores(device: torch.device) -> int:
         return MOST_ROWS
     major, minor = torch.cuda.get_device_capability(device)
     return next((most for arch, most in MOST_ROWS_OF_TENSOR_CORES.items() if arch <= 10 * major + minor), MOST_ROWS)
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy, at an address for accesses of 16 bytes."""
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 class FourBit:
@@ -174,7 +169,7 @@ class FourBit:
         """`gemm_4bit` of each group, zeros after the last. What is wrong in `ends` leads to no row outside of A."""
         E, N, K = shapeB
         result = A.new_zeros(A.shape[0], N)
-        A, B, absmax, ends = _aligned(A.contiguous()), _aligned(B.contiguous()), absmax.contiguous(), ends.contiguous()
+        A, B, absmax, ends = aligned(A.contiguous()), aligned(B.contiguous()), absmax.contiguous(), ends.contiguous()
         bias, absmax_8bit, absmax_code = contiguous(bias), contiguous(absmax_8bit), contiguous(absmax_code)
         self._native.grouped_gemm_4bit(
             *place(A),

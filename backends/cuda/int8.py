@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnb_core.ops_registry.checks import row_count
-from bnb_core.ops_registry.memory import NAMES, contiguous, filled, new_like
+from bnb_core.ops_registry.memory import NAMES, aligned, contiguous, filled, new_like
 
 from .streams import place
 
@@ -78,7 +78,8 @@ class Int8:
         A, B = A.contiguous(), B.contiguous()
         result = A.new_empty(*A.shape[:-1], N, dtype=torch.int32)
         if M > 16 and N and K and N % 8 == 0 and K % 8 == 0:
-            torch._int_mm(A.view(M, K), B.t(), out=result.view(M, N))
+            # cuBLASLt refuses int8 at other addresses than multiples of 4.
+            torch._int_mm(aligned(A).view(M, K), aligned(B).t(), out=result.view(M, N))
         else:
             self._native.int8_mm(*place(A), A.data_ptr(), B.data_ptr(), M, N, K, result.data_ptr())
         return result if out is None else filled(out, result)
@@ -124,7 +125,7 @@ class Int8:
         # Refuses columns that A, and so the weight, does not have.
         chosen = A.view(row_count(A), A.shape[-1]).index_select(1, columns)
         count = torch.full((1,), columns.numel(), dtype=torch.int64, device=A.device)
-        outliers = _Outliers(A, CB, columns.to(torch.int64), count, rounded=True)
+        outliers = _Outliers(A, CB, columns, count, rounded=True)
         return self._scaled(sums, SCA, SCB, bias, A.dtype, outliers), chosen
 
     def int8_linear(
