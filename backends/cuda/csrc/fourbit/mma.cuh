@@ -1,6 +1,8 @@
 // A product of tensor cores: what a warp computes at a time, its parts distributed to the lanes.
 #pragma once
 
+#include <type_traits>
+
 #include "../platform.cuh"
 #include "native/dtype.h"
 
@@ -28,6 +30,8 @@ __device__ __forceinline__ void mma(float (&sums)[4], const std::uint32_t (&a)[4
             : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     }
+#else
+    __trap();  // code for an earlier GPU alone was built, and a later one runs it
 #endif
 }
 
