@@ -40,7 +40,8 @@ def quantize_cases(make: Maker) -> Iterator[Case]:
         yield Case(f"{quant_type} NaN and Inf", (A, 64, quant_type, torch.uint8))
         yield Case(f"{quant_type} strided", (make.strided(make.normal(12, 33)), 64, quant_type, torch.uint8))
         yield Case(f"{quant_type} subnormal", (make.normal(300, scale=1e-41), 64, quant_type, torch.uint8))
-        yield Case(f"{quant_type} many", (make.normal(70001), 64, quant_type, torch.uint8))
+        for n, blocksize in ((70001, 64), (20001, 1024)):
+            yield Case(f"{quant_type} many of {blocksize}", (make.normal(n), blocksize, quant_type, torch.uint8))
 
 
 def dequantize_cases(make: Maker) -> Iterator[Case]:
