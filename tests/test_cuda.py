@@ -117,9 +117,10 @@ int main() {
 
 
 def test_fibers_show_what_lacks_a_barrier_or_a_lane(tmp_path: Path) -> None:
-    (tmp_path / "faults.cpp").write_text(FAULTS)
-    run("c++", "-std=c++17", "-O1", "-DBNB_FIBERS", "-I", ROOT, tmp_path / "faults.cpp", "-o", tmp_path / "faults")
-    assert run(tmp_path / "faults").split(maxsplit=3) == ["1", "1", "0", "fibers: not all lanes join a shuffle\n"]
+    source, program = tmp_path / "faults.cpp", tmp_path / "faults"
+    source.write_text(FAULTS)
+    run("c++", *("-std=c++17", "-O1", "-pthread", "-DBNB_FIBERS", "-I"), ROOT, source, "-o", program)
+    assert run(program).split(maxsplit=3) == ["1", "1", "0", "fibers: not all lanes join a shuffle\n"]
 
 
 def test_cublas_gets_aligned_addresses(monkeypatch: pytest.MonkeyPatch) -> None:

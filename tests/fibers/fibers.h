@@ -4,21 +4,25 @@
 // A barrier that some threads never reach is an error, and so is a shuffle that not all lanes of a warp join. From one
 // barrier of the block to the next its warps run one after the other, from the first or from the last, as is drawn
 // anew (the same draws in every process): what lacks a barrier between warps comes out wrong in one of the two orders.
+// A launch has a thread of its own, so that its shared memory is new: tables that a launch before made are not there.
 #pragma once
 
 #include <ucontext.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <limits>
 #include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -28,7 +32,7 @@
 #define __global__
 #define __device__
 #define __grid_constant__
-#define __shared__ static
+#define __shared__ static thread_local
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
@@ -58,8 +62,7 @@ class Block {
         for (std::size_t i = 0; i < fibers_.size(); ++i) prepare(fibers_[i].context, stack(i));
     }
 
-    void run() {
-        static thread_local std::minstd_rand draw;
+    void run(std::minstd_rand& draw) {
         current() = this;
         const std::size_t size = fibers_.size(), warps = (size + kWarp - 1) / kWarp;
         do {
@@ -167,6 +170,8 @@ class Block {
     std::size_t running_ = 0;
 };
 
+inline std::atomic<unsigned> launches = 0;
+
 inline int lane() { return static_cast<int>(threadIdx.x % kWarp); }
 
 // Element i of those that stand in 32 bits each.
@@ -206,13 +211,22 @@ inline std::int64_t resident(std::int64_t parts, std::int64_t = 8) { return std:
 
 template <class... Parameters, class... Arguments>
 void launch(const char*, void (*kernel)(Parameters...), std::int64_t blocks, int threads, Stream, Arguments... args) {
-    gridDim = {static_cast<unsigned>(blocks), 1, 1};
-    blockDim = {static_cast<unsigned>(threads), 1, 1};
     const std::function<void()> body = [&] { kernel(static_cast<Parameters>(args)...); };
-    for (std::int64_t i = 0; i < blocks; ++i) {
-        blockIdx = {static_cast<unsigned>(i), 0, 0};
-        fibers::Block(threads, body).run();
-    }
+    std::exception_ptr error;
+    const auto run = [&, draw = std::minstd_rand(++fibers::launches)]() mutable {
+        gridDim = {static_cast<unsigned>(blocks), 1, 1};
+        blockDim = {static_cast<unsigned>(threads), 1, 1};
+        try {
+            for (std::int64_t i = 0; i < blocks; ++i) {
+                blockIdx = {static_cast<unsigned>(i), 0, 0};
+                fibers::Block(threads, body).run(draw);
+            }
+        } catch (...) {
+            error = std::current_exception();
+        }
+    };
+    std::thread(run).join();
+    if (error) std::rethrow_exception(error);
 }
 
 }  // namespace bnb_core
@@ -241,7 +255,7 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
     return found;
 }
 inline int __syncthreads_or(int predicate) {
-    static int found;
+    __shared__ int found;
     found = 0;
     __syncthreads();
     if (predicate) found = 1;
