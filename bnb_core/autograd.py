@@ -63,10 +63,19 @@ def rows_of(tensor: Tensor) -> Tensor:
     return tensor.flatten(0, -2) if tensor.ndim > 1 else tensor.unsqueeze(0)
 
 
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
+
+
+# Dynamo calls it instead of tracing it, which torch < 2.13 cannot. As torch.compiler.assume_constant_result does, which
+# would import Dynamo here.
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype of autocast on a device, None where it is off."""
     kind = device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    on = _has_autocast(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
 
 

@@ -168,13 +168,15 @@ _tables: dict[tuple[int, torch.device], tuple[Values, torch.Tensor]] = {}
 
 def as_table(values: Values, device: torch.device | str = "cpu") -> torch.Tensor:
     """`values` as a fp32 tensor on `device`, cached: no caller may write to it."""
-    key = (id(values), torch.device(device))  # a tuple of 256 numbers is hashed in 10 µs
-    if key in _tables and not _is_traced(torch.empty(0, device="cpu")):
-        return _tables[key][1]
+    device = torch.device(device)
+    if not torch.compiler.is_compiling():  # torch < 2.13 traces no id()
+        found = _tables.get((id(values), device))  # a tuple of 256 numbers is hashed in 10 µs
+        if found is not None and not _is_traced(torch.empty(0, device="cpu")):
+            return found[1]
     with torch.inference_mode(False):  # an inference tensor could never be saved for a backward
-        table = torch.tensor(values, dtype=torch.float32, device=key[1])
+        table = torch.tensor(values, dtype=torch.float32, device=device)
     if not _is_traced(table):
-        _tables[key] = values, table
+        _tables[id(values), device] = values, table
     return table
 
 

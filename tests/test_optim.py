@@ -470,9 +470,10 @@ for step in range(6):
     compiled()
 print(__debug__, *(int(optimizer.state[p]["step"]) for p in params))
 """
-    done = subprocess.run(
-        [sys.executable, "-O", "-c", program, device.type], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-O", "-c", program, device.type], capture_output=True, text=True)
+    if "get_assert_bytecode_sequence" in done.stderr:
+        pytest.skip("under python -O this torch compiles nothing that has a branch")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["False", "6", "4", "6"]
 
 
