@@ -115,6 +115,7 @@ assert ran == {{"{device}/triton"}}, ran
     )
 
 
+@interpreted
 def test_many_rows_are_left_to_torch() -> None:
     """By the last rung of the table."""
     passes(
@@ -139,6 +140,7 @@ assert fourbit.why_not_gemm_4bit(torch.randn(last + 1, 64)) == f"needs fewer row
     )
 
 
+@interpreted
 def test_tuning_writes_the_table_that_launches_read(tmp_path: Path) -> None:
     """On the CPU, whose interpreted kernels it times like any others."""
     table = tmp_path / "tiles.json"
