@@ -1,7 +1,7 @@
 """What every test shares: the device under test and how thorough to be.
 
-BNB_CORE_TEST_DEVICE: the device (default cpu). BNB_CORE_TEST_LEVEL: `quick` (default) or `full`, all cases of
-everything.
+BNB_CORE_TEST_DEVICE: the device (default cpu; of an accelerator without an index the first). BNB_CORE_TEST_LEVEL:
+`quick` (default) or `full`, all cases of everything.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ import bnb_core
 from bnb_core import ops_registry
 
 DEVICE = torch.device(os.environ.get("BNB_CORE_TEST_DEVICE", "cpu"))
+if DEVICE.type != "cpu" and DEVICE.index is None:  # as tensors name it, with which tests compare
+    DEVICE = torch.device(DEVICE.type, 0)
+if DEVICE.type == "cuda":
+    from lost_device import pytest_runtest_protocol  # noqa: F401  a hook
 LEVEL = os.environ.get("BNB_CORE_TEST_LEVEL", "quick")
 if LEVEL not in ("quick", "full"):
     raise ValueError(f"BNB_CORE_TEST_LEVEL is {LEVEL!r}, expected quick or full")
