@@ -50,7 +50,8 @@ class Block(nn.Module):
 def step_of(linear: MakeLinear, options: argparse.Namespace) -> Callable[[], object]:
     """A token through a model of such layers."""
     torch.manual_seed(0)
-    blocks = (Block(linear, options.hidden, options.context) for _ in range(options.blocks))
+    with options.device:  # a CPU takes half a minute for the first weights
+        blocks = [Block(linear, options.hidden, options.context) for _ in range(options.blocks)]
     model = nn.Sequential(*blocks).to(options.device).requires_grad_(False)
     x = torch.randn(1, 1, options.hidden, dtype=torch.bfloat16, device=options.device)
     if options.device.type != "cuda":

@@ -209,11 +209,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="the numbers as JSON")
     parser.add_argument("works", nargs="*", metavar="WORK", help="parts of names (all)")
     options = parser.parse_args(arguments)
-    found = {}
-    for work in works(options.device, options.size):
-        if not options.works or any(part in work.name for part in options.works):
-            found[work.name] = measured(contestants(work, options.device), options.device, options.rounds)
-    if not found:
+    found: dict[str, dict[str, float]] = {}
+    failure = ""
+    try:
+        for work in works(options.device, options.size):
+            if not options.works or any(part in work.name for part in options.works):
+                found[work.name] = {}
+                found[work.name] = measured(contestants(work, options.device), options.device, options.rounds)
+    except (RuntimeError, KeyboardInterrupt) as error:  # what was measured until then is shown
+        failure = f"{next(reversed(found), 'the arguments')}: {type(error).__name__}: {error}"
+    if not found and not failure:
         parser.error("no work has that in its name")
     names = list(dict.fromkeys(name for times in found.values() for name in times))
     table = Table("microseconds", *names)
@@ -223,7 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output is not None:
         numbers = {"device": str(options.device), "size": options.size, "microseconds": found}
         options.output.write_text(json.dumps(numbers, indent=1) + "\n")
-    return 0
+    if failure:
+        Console(stderr=True).print(f"ended in {failure}", highlight=False, markup=False)
+    return 1 if failure else 0
 
 
 if __name__ == "__main__":

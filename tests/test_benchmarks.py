@@ -190,6 +190,24 @@ def test_benchmark_of_gpus_runs_on_the_cpu_too(tmp_path, capsys):
         gpu.main(["--device", "cpu", "--size", "64", "--rounds", "1", "no such work"])
 
 
+def test_what_was_measured_until_a_kernel_failed_is_shown(tmp_path, monkeypatch, capsys):
+    measured = gpu.measured
+
+    def failing(calls, device, rounds):
+        if "torch bf16" in calls:
+            raise RuntimeError("illegal memory access")
+        return measured(calls, device, rounds)
+
+    monkeypatch.setattr(gpu, "measured", failing)
+    path = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--size", "64", "--rounds", "1", "--output", str(path), "4bit"]) == 1
+    found = json.loads(path.read_text())["microseconds"]
+    assert list(found) == ["quantize_4bit/64", "dequantize_4bit/64", "gemm_4bit/1 rows"] and found["quantize_4bit/64"]
+    printed = capsys.readouterr()
+    assert "dequantize_4bit/64" in printed.out
+    assert "ended in gemm_4bit/1 rows: RuntimeError: illegal memory access" in printed.err.replace("\n", " ")
+
+
 def test_decoding_runs_on_the_cpu_too(capsys):
     assert (
         decoding.main(["--device", "cpu", "--blocks", "1", "--hidden", "256", "--context", "8", "--rounds", "1"]) == 0

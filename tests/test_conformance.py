@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ from bnb_core import cli, ops_registry
 from bnb_core.conformance import (
     LEVELS,
     SCENARIOS,
+    DeviceLost,
     Failure,
     Findings,
     KernelTrial,
@@ -518,6 +520,34 @@ def test_wrong_use_is_one_sentence(
     Path("folder.md").mkdir()
     assert cli.main(["conformance", *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), DeviceLost("cpu takes no more work from this process")])
+def test_a_run_that_ends_early_writes_what_it_found(
+    ends: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trials(*arguments: Any, **options: Any) -> Iterator[KernelTrial]:
+        yield from conform("cpu", ["int8_vectorwise_dequant"], kernels=["reference"])
+        raise ends
+
+    monkeypatch.setattr("bnb_core.cli.conformance.conform", trials)
+    assert cli.main(["conformance", "--report", str(tmp_path / "found.json")]) in (1, cli.INTERRUPTED)
+    printed, (trial,) = capsys.readouterr(), json.loads((tmp_path / "found.json").read_text())["kernels"]
+    assert trial["op"] == "int8_vectorwise_dequant" and "1 kernels conform" in printed.out
+    assert ("takes no more work" in printed.out) != ("interrupted" in printed.err)
+
+
+def test_a_device_that_is_lost_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the kernel that it was."""
+    run = importlib.import_module("bnb_core.conformance.run")
+    failure = Failure("agreement", "a case", ("it raised",), "")
+    trial = KernelTrial("int8_mm", "reference", "reference", failures=[failure])
+    monkeypatch.setattr(run, "_tried", lambda subject, beyond: trial)
+    monkeypatch.setattr(run, "_lost", lambda device: "an illegal memory access")
+    trials = conform("cpu", ["int8_mm", "int8_mm_dequant"], kernels=["reference"])
+    assert next(trials) is trial
+    with pytest.raises(DeviceLost, match="after int8_mm, reference: agreement, a case: an illegal memory access"):
+        next(trials)
 
 
 def test_a_picture_without_matplotlib_is_refused_before_the_run(

@@ -15,6 +15,7 @@ from rich.text import Text
 from bnb_core._version import __version__
 from bnb_core.conformance import (
     LEVELS,
+    DeviceLost,
     Failure,
     Findings,
     KernelTrial,
@@ -73,33 +74,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """A line for each kernel, layers and optimizers where no operator or kernel is named; status 1 where one failed."""
+    """A line for each kernel, layers and optimizers where no operator or kernel is named; status 1 where one failed.
+
+    A run that is interrupted, or loses the device, writes its reports of what was tried until then.
+    """
     _refuse_wrong_use(args)
     out = console()
     findings = Findings(args.device, "some" if args.op or args.kernel else args.level, _machine(args.device))
     cases: Level = "full" if args.all_cases else "quick"
     ops = args.op or operators_of(args.level)
-    for trial in conform(args.device, ops, cases, kernels=args.kernel, beyond=args.large, timed=not args.no_times):
-        findings.kernels.append(trial)
-        out.print(_line(trial))
-        for failure in trial.failures[:SHOWN]:
-            _show(failure, out)
-    for scenario in () if args.op or args.kernel else end_to_end(args.device, args.level):
-        findings.scenarios.append(scenario)
-        if scenario.failure is not None:
-            _show(scenario.failure, out)
+    scenarios = []
+    try:
+        for trial in conform(args.device, ops, cases, kernels=args.kernel, beyond=args.large, timed=not args.no_times):
+            findings.kernels.append(trial)
+            out.print(_line(trial))
+            for failure in trial.failures[:SHOWN]:
+                _show(failure, out)
+        for scenario in () if args.op or args.kernel else end_to_end(args.device, args.level):
+            scenarios.append(scenario)
+            if scenario.failure is not None:
+                _show(scenario.failure, out)
+    except DeviceLost as error:
+        _write(args, findings)
+        out.print(_verdict(findings))
+        out.print(Text(str(error), "bold red"))
+        return 1
+    except KeyboardInterrupt:
+        _write(args, findings)
+        out.print(_verdict(findings))
+        raise
+    findings.scenarios += scenarios  # all of them, for a claim takes all
     if not findings.kernels:
         raise CommandError(
             "no kernel was tried: none of those named is available here for an operator that is asked for"
         )
-    for report in args.report or ():
-        FORMATS[report.suffix](findings, report)
+    _write(args, findings)
     for level, holds, why in claims(findings):
         out.print(
             Text.assemble(f"level {level} ", ("holds", "green") if holds else ("does not hold", "red"), f": {why}")
         )
     out.print(_verdict(findings))
     return 1 if findings.failed else 0
+
+
+def _write(args: argparse.Namespace, findings: Findings) -> None:
+    for report in args.report or ():
+        FORMATS[report.suffix](findings, report)
 
 
 def _refuse_wrong_use(args: argparse.Namespace) -> None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from .findings import Failure, Findings, KernelTrial, ScenarioTrial, Speed, Tally
 from .page import as_html
 from .report import as_json, as_markdown, claims, times
-from .run import LEVELS, conform, operators_of, try_case
+from .run import LEVELS, DeviceLost, conform, operators_of, try_case
 from .scenarios import SCENARIOS, end_to_end, try_scenario
 from .speed import speed_of
 
 __all__ = [
     "LEVELS",
     "SCENARIOS",
+    "DeviceLost",
     "Failure",
     "Findings",
     "KernelTrial",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
+import torch
+
 from bnb_core.ops_registry import OPS, Kernel, kernel_named, kernels_for
 from bnb_core.ops_registry.cases import Level
 
@@ -11,7 +13,7 @@ from .attempts import ASPECTS, ON_DEMAND, Attempt, Subject
 from .findings import Failure, KernelTrial, Kind, Tally
 from .speed import speed_of
 
-__all__ = ["LEVELS", "conform", "operators_of", "try_case"]
+__all__ = ["LEVELS", "DeviceLost", "conform", "operators_of", "try_case"]
 
 _INFERENCE = (
     *("dequantize_blockwise", "dequantize_4bit", "gemm_4bit", "grouped_gemm_4bit", "embedding_4bit"),
@@ -28,6 +30,10 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "optimizers": _OPTIMIZERS,
     "full": tuple(OPS),
 }
+
+
+class DeviceLost(RuntimeError):
+    """The device takes no more work from this process, as a GPU after a kernel that went astray."""
 
 
 def operators_of(level: str) -> tuple[str, ...]:
@@ -49,7 +55,8 @@ def conform(
     """Tries the kernels of a device for some operators, best first, the reference last.
 
     cases: `full` for the long lists of sizes. kernels: the names of those to try (all). beyond: also more than 2^31
-    elements, gigabytes each. timed: with their speed. Raises ValueError for an operator that is not there.
+    elements, gigabytes each. timed: with their speed. Raises ValueError for an operator that is not there, and
+    DeviceLost after a kernel that left the device unusable.
     """
     for op in dict.fromkeys(ops):
         if op not in OPS:
@@ -61,6 +68,12 @@ def conform(
                 if timed:
                     _time(trial, device)
                 yield trial
+                if trial.failures and (error := _lost(device)) is not None:
+                    first = trial.failures[0]
+                    raise DeviceLost(
+                        f"{device} takes no more work from this process after {op}, {kernel.name}: "
+                        f"{first.aspect}, {first.case}: {error}"
+                    )
 
 
 def try_case(op: str, device: str, kernel: str, aspect: str, case: str, cases: Level = "full") -> list[str]:
@@ -91,6 +104,15 @@ def _tried(subject: Subject, beyond: bool) -> KernelTrial:
         program = f"import bnb_core\nbnb_core.explain({subject.op.name!r}, device={subject.device!r})"
         trial.failures.append(Failure("agreement", "all", ("it refuses every case of its operator",), program))
     return trial
+
+
+def _lost(device: str) -> str | None:
+    """What a device says that takes no more work; None where it does."""
+    try:
+        getattr(None if device == "cpu" else torch.get_device_module(device), "synchronize", lambda: None)()
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 def _time(trial: KernelTrial, device: str) -> None:
