@@ -108,8 +108,11 @@ def _tried(subject: Subject, beyond: bool) -> KernelTrial:
 
 def _lost(device: str) -> str | None:
     """What a device says that takes no more work; None where it does."""
+    module = getattr(torch, device, None)
+    if not getattr(module, "is_available", lambda: False)():
+        return None  # it never took any
     try:
-        getattr(None if device == "cpu" else torch.get_device_module(device), "synchronize", lambda: None)()
+        getattr(module, "synchronize", lambda: None)()
     except RuntimeError as error:
         return str(error).partition("\n")[0]
     return None
