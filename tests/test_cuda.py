@@ -168,7 +168,9 @@ def test_functions_by_their_c_names(kernels: str, suffix: str, dtype: torch.dtyp
         product = ops.gemm_4bit(x, packed, A.shape, absmax, 32, quant_type)
         assert not differences(row, product, ops_registry.OPS["gemm_4bit"].tolerance)
         before = out.clone()
-        call(f"dequantize_blockwise_{suffix}_{quant_type}", None, packed, absmax, out.zero_(), 0, n, None)
+        out.zero_()
+        for blocksize in (0, 1, 48, 8192):
+            call(f"dequantize_blockwise_{suffix}_{quant_type}", None, packed, absmax, out, blocksize, n, None)
         assert not out.any() and before.any()
 
 
@@ -187,6 +189,16 @@ def test_wheel_with_the_kernels_of_a_gpu_is_found(tmp_path: Path) -> None:
     assert "cuda_native" in found and ("torch finds no NVIDIA GPU" in found or torch.cuda.is_available())
     program = "import bnb_core_cuda as wheel, bnb_core_cuda.kernels; print(len(wheel.KERNELS))"
     assert int(run(sys.executable, "-c", program, PYTHONPATH=path)) == len(OPERATORS)
+
+
+def test_an_old_driver_makes_the_native_kernels_unavailable() -> None:
+    built = ModuleType("built_for_cuda_13")
+    built.__dict__.update(cuda_version=13000, driver_version=lambda: 12040)
+    sentence = cuda.too_new(built)
+    assert sentence == "needs a driver for CUDA 13, found one for 12.4"
+    assert {row.refuses(()) for row in cuda.rows(unavailable=sentence)} == {sentence}
+    built.__dict__.update(driver_version=lambda: 13010)
+    assert cuda.too_new(built) is None
 
 
 def test_native_rows_come_first_where_the_module_was_built() -> None:

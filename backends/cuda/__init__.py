@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 
@@ -42,7 +43,17 @@ def is_built() -> bool:
     return torch.version.cuda is not None and find_spec("._native", __package__) is not None
 
 
-def rows(kernels: str = ".kernels", device: str = "cuda", name: str = "cuda/native") -> tuple[Kernel, ...]:
+def too_new(native: ModuleType) -> str | None:
+    """Why the driver does not run what a native module was built with, as a sentence; None where it does."""
+    needed, found = native.cuda_version, native.driver_version()
+    if found // 1000 >= needed // 1000:
+        return None
+    return f"needs a driver for CUDA {needed // 1000}, found one for {found // 1000}.{found % 1000 // 10}"
+
+
+def rows(
+    kernels: str = ".kernels", device: str = "cuda", name: str = "cuda/native", unavailable: str | None = None
+) -> tuple[Kernel, ...]:
     """The native rows. `kernels` names a module with an attribute `native`, of `families.Families`."""
     return tuple(
         Kernel(
@@ -51,13 +62,22 @@ def rows(kernels: str = ".kernels", device: str = "cuda", name: str = "cuda/nati
             name=name,
             fn=f"{kernels}:native.{family}.{op}",
             why_not=f"{kernels}:native.{family}.why_not_{op}" if op in LIMITED else None,
+            unavailable=unavailable,
         )
         for family, ops in OPS.items()
         for op in ops
     )
 
 
-KERNELS = (rows() if is_built() else ()) + triton.rows("cuda")
+def _native_rows() -> tuple[Kernel, ...]:
+    if not is_built():
+        return ()
+    from . import _native
+
+    return rows(unavailable=too_new(_native) if torch.cuda.is_available() else None)
+
+
+KERNELS = _native_rows() + triton.rows("cuda")
 
 if is_built():
     from .paging import paged_memory as paged_memory

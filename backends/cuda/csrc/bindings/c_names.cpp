@@ -1,6 +1,7 @@
 // Functions under the C names of the public package's library for CUDA, for callers with pointers and ctypes: on the
 // current device, and the stream that they are given; those that are given none run on the default one. Sizes below 1
-// do nothing. An error cannot be told through these names; one of the device shows at the caller's next call.
+// do nothing, nor do 4-bit block sizes that are no power of 2 from 2 to 4096. An error cannot be told through these
+// names; one of the device shows at the caller's next call.
 #include <exception>
 
 #include "../blockwise/dequantize_blockwise.h"
@@ -21,6 +22,9 @@ namespace bnb_core {
 namespace {
 
 constexpr std::int64_t kCodeSize = 256;
+
+// Whether 4-bit codes have such blocks.
+bool is_block(int size) { return size >= 2 && size <= 4096 && (size & (size - 1)) == 0; }
 
 template <class F>
 void quietly(bool some, F&& f) {
@@ -43,20 +47,20 @@ void dequantize(const float* code, const std::uint8_t* A, const float* absmax, v
 }
 
 void quantize(const void* A, DType dtype, QuantType type, float* absmax, std::uint8_t* out, int blocksize, int n) {
-    quietly(blocksize > 0 && n > 0,
+    quietly(is_block(blocksize) && n > 0,
             [&] { quantize_4bit(A, dtype, n, blocksize, type, out, (n + 1) / 2, absmax, nullptr); });
 }
 
 void dequantize(const std::uint8_t* A, const float* absmax, void* out, DType dtype, QuantType type, int blocksize,
                 int n, Stream stream) {
-    quietly(blocksize > 0 && n > 0,
+    quietly(is_block(blocksize) && n > 0,
             [&] { dequantize_4bit(A, absmax, log2_of(blocksize), type, n, dtype, out, stream); });
 }
 
 // One row of A [k] times the transpose of the weight [m, k], whose codes stand for 16 numbers on the device.
 void multiply(const void* A, DType dtype, const std::uint8_t* B, const float* absmax, const float* values, void* out,
               int m, int k, int blocksize, Stream stream) {
-    quietly(blocksize > 0 && m > 0 && k > 0, [&] {
+    quietly(is_block(blocksize) && m > 0 && k > 0, [&] {
         const Weight4bit weight{B, m, k, {absmax}, log2_of(blocksize), QuantType::nf4, values};
         multiply_by_columns(A, dtype, 1, weight, Bias{nullptr, DType::float32}, out, stream);
     });

@@ -34,10 +34,15 @@ Address allocate(int device, Stream stream, std::size_t bytes) {
     if (!has_paging(device)) return 0;
     void* memory = nullptr;
     check(cudaMallocManaged(&memory, bytes), "cudaMallocManaged");
-    if (is_free(bytes)) {
-        check(cudaMemsetAsync(memory, 0, bytes, stream), "cudaMemsetAsync");
-    } else {
-        std::memset(memory, 0, bytes);
+    try {
+        if (is_free(bytes)) {
+            check(cudaMemsetAsync(memory, 0, bytes, stream), "cudaMemsetAsync");
+        } else {
+            std::memset(memory, 0, bytes);
+        }
+    } catch (...) {
+        cudaFree(memory);
+        throw;
     }
     return reinterpret_cast<Address>(memory);
 }
