@@ -41,13 +41,27 @@ class OutlierProduct {
     }
 
   private:
+    // A column for each thread; the reads of kTogether codes, each from another line, are under way at the same time.
     __device__ void keep(std::int64_t first) {
+        static_assert(kWide == kThreads);
+        constexpr int kTogether = 8;
+        const int i = threadIdx.x;
+        const bool exists = column_ + i < N_;
+        const std::int8_t* row = outliers_.weight + (exists ? column_ + i : column_) * outliers_.K;
+        const float scale = exists ? col_stats_[column_ + i] : 0.0f;
+        const int left = static_cast<int>(count_ - first < kKept ? count_ - first : kKept);
         __syncthreads();
-        for (int at = threadIdx.x; at < kKept * kWide; at += kThreads) {
-            const int j = at / kWide, i = at % kWide;
-            if (first + j >= count_ || column_ + i >= N_) continue;
-            const float code = outliers_.weight[(column_ + i) * outliers_.K + outliers_.columns[first + j]];
-            const float value = __fdiv_rn(__fmul_rn(code, col_stats_[column_ + i]), 127.0f);
+        for (int begin = 0; begin < left; begin += kTogether) {
+            float codes[kTogether];
+#pragma unroll
+            for (int j = 0; j < kTogether; ++j) {
+                codes[j] = begin + j < left ? row[outliers_.columns[first + begin + j]] : 0.0f;
+            }
+#pragma unroll
+            for (int j = 0; j < kTogether; ++j) kept_[begin + j][i] = codes[j];
+        }
+        for (int j = 0; j < left; ++j) {
+            const float value = __fdiv_rn(__fmul_rn(kept_[j][i], scale), 127.0f);
             kept_[j][i] = outliers_.rounded ? to_float(convert<T>(value)) : value;
         }
         __syncthreads();
