@@ -15,9 +15,11 @@ from bnb_core.ops_registry.memory import NAMES, address, aligned, contiguous, fi
 
 from .streams import place
 
-# More rows of A are multiplied faster with the whole weight decoded. Guesses, until they are measured.
+# More rows of A are multiplied faster with the whole weight decoded. Guesses, until `python -m benchmarks.rows` has
+# measured them: tensor cores take 64 rows at a time, which an estimate for 4096 x 4096 on an H200 gives 6 µs, and to
+# decode the whole weight, write it and read it again 20.
 MOST_ROWS = 8
-MOST_ROWS_OF_TENSOR_CORES = {120: 32, 90: 64, 86: 32, 80: 64}  # by compute capability, for that and later ones
+MOST_ROWS_OF_TENSOR_CORES = {120: 64, 90: 128, 86: 64, 80: 128}  # by compute capability, for that and later ones
 # What tensor cores multiply by: whole runs of so many codes in blocks and in rows of a weight.
 UNIT = 64
 MOST_GROUPS, MOST_K = 1024, 2**24
