@@ -12,8 +12,9 @@ using Fours = Items<int, kBytes / 4>;
 
 // A warp makes ROWS x COLUMNS sums. WIDE: rows are whole accesses of 16 bytes, and aligned.
 template <int ROWS, int COLUMNS, bool WIDE>
-__global__ void __launch_bounds__(kThreads, 2) multiply(const std::int8_t* A, const std::int8_t* B, std::int64_t M,
-                                                        std::int64_t N, std::int64_t K, std::int32_t* out) {
+__global__ void __launch_bounds__(kThreads, ROWS* COLUMNS > 8 ? 2 : 3)
+    multiply(const std::int8_t* A, const std::int8_t* B, std::int64_t M, std::int64_t N, std::int64_t K,
+             std::int32_t* out) {
     constexpr int kWarps = kThreads / kWarp;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const std::int64_t across = (N + kWarps * COLUMNS - 1) / (kWarps * COLUMNS);
@@ -27,6 +28,8 @@ __global__ void __launch_bounds__(kThreads, 2) multiply(const std::int8_t* A, co
     const auto row_of_B = [&](int c) { return b + (c < columns ? c : columns - 1) * stride; };
     int sums[ROWS][COLUMNS] = {};
     if constexpr (WIDE) {
+        constexpr int kTogether = ROWS * COLUMNS > 2 ? 1 : 4;
+#pragma unroll kTogether
         for (int k = lane * kBytes; k < stride; k += kWarp * kBytes) {
             Fours weight[COLUMNS];
 #pragma unroll
