@@ -135,7 +135,7 @@ class KBitOptimizer(torch.optim.Optimizer):
         # All is looked at before anything is written, so that a step that is refused leaves nothing half done.
         work = []
         for group in self.param_groups:
-            bundles = Bundles._make([] for _ in Bundles._fields)
+            bundles = Bundles(*([] for _ in Bundles._fields))  # Dynamo of torch 2.6 traces no _make, nor | of dicts
             self._init_group(group, *bundles)
             work.append((group, bundles))
         # Never so, but read: torch.compile guards on both, and after a change of either the lists are others. An assert
@@ -287,7 +287,7 @@ class KBitOptimizer(torch.optim.Optimizer):
 
     def _update(self, group: dict[str, Any], bundles: Bundles, number: int, first: int, last: int) -> None:
         """One dispatch, for parameters `first` to `last`; one for each scale where their gradients are clipped."""
-        settings = group | bundles.overridden[number]
+        settings = {**group, **bundles.overridden[number]}
         members = range(first, last)
         if not settings["percentile_clipping"] < GNORM_HISTORY:
             self._dispatch(settings, bundles, number, list(members), 1.0)
