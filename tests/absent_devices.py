@@ -53,6 +53,10 @@ class Absent:
         return False
 
 
+# What is registered with it is gone when it is.
+anything = torch.library.Library("_", "IMPL")
+
+
 def announce(device: str) -> None:
     """Makes torch know the name: Gaudi's software and packages of other vendors do this."""
     if device == "hpu":
@@ -60,6 +64,10 @@ def announce(device: str) -> None:
     elif device not in ("cuda", "xpu", "mps"):
         torch.utils.rename_privateuse1_backend(device)
         torch._register_device_module(device, Absent)
+        autograd_key = "AutogradPrivateUse1"
+        if not torch._C._dispatch_has_backend_fallback(getattr(torch._C.DispatchKey, autograd_key)):
+            # Older torch leaves to those packages what autograd makes of an operator without a formula.
+            anything.fallback(torch.library.fallthrough_kernel, autograd_key)
 
 
 class Checks:
@@ -231,4 +239,6 @@ def report(device: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
+    # Dynamo of torch 2.6 makes an autograd.Function, of which torch warns.
+    warnings.filterwarnings("ignore", ".* should not be instantiated", DeprecationWarning)
     json.dump({device: report(device) for device in sys.argv[1:]}, sys.stdout)
