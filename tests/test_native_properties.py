@@ -65,7 +65,8 @@ def values(draw: Draw, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if tensor.numel():
         flat = tensor.view(-1)
         for position, value in draw(st.lists(st.tuples(positions, special), max_size=4)):
-            flat[position % flat.numel()] = value
+            # A number itself is refused by older torch where it is infinite in the dtype.
+            flat[position % flat.numel()] = torch.tensor(value, dtype=dtype)
         if draw(st.booleans()):
             flat[: draw(positions) % flat.numel()] = 0
     return tensor
