@@ -1,8 +1,9 @@
-"""What ci/gpu says where it cannot run, a sentence for each thing that is missing, and how it shares its time."""
+"""The scripts in ci/: what ci/gpu says where it cannot run, its use of time, and whether tests they name are there."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,3 +54,12 @@ def test_steps_have_their_share_of_the_time(tmp_path: Path) -> None:
     assert [line.split()[0] for line in steps] == ["bench", "decoding"]
     assert steps[0].split()[1:3] == ["no", "time"]
     assert done.stdout.endswith((tmp_path / "summary.txt").read_text())
+
+
+@pytest.mark.parametrize("name", ["full", "gpu", "sanitize"])
+def test_scripts_name_tests_that_are_there(name: str) -> None:
+    named = re.findall(r"(tests/test_[\w*]+\.py)(?:::(\w+))?", (ROOT / "ci" / name).read_text())
+    assert named
+    for pattern, test in named:
+        files = list(ROOT.glob(pattern))
+        assert files and (not test or f"def {test}(" in files[0].read_text()), (pattern, test)
